@@ -1,0 +1,295 @@
+//! A person who runs the platform: invited, active, disabled. Passwords and links are no events.
+
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use strum::{AsRefStr, EnumString, IntoStaticStr};
+
+use crate::{Decide, DomainError, OperatorId, Reason, TextError, WorkspaceId, aggregate::aggregate};
+
+/// What an operator may do. Ordered by power only in the eyes of [`Role::may`].
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    AsRefStr,
+    EnumString,
+    IntoStaticStr,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum Role {
+    /// Everything, operators included.
+    Owner,
+    /// Bots, plans, quotas.
+    Admin,
+    /// People: block, unblock, read conversations.
+    Moderator,
+    /// Reads everything, changes nothing.
+    Auditor,
+    /// Reads numbers.
+    Analyst,
+    /// Reads the own profile.
+    Member,
+}
+
+/// A kind of action that roles are allowed or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, AsRefStr, EnumString)]
+#[strum(serialize_all = "snake_case")]
+pub enum Permission {
+    /// Invite, change and disable operators.
+    ManageOperators,
+    /// Register, configure, start, stop, archive bots; workspace settings.
+    ManageBots,
+    /// Plans, assignments, overrides.
+    ManageQuotas,
+    /// Block and unblock people.
+    Moderate,
+    /// Read the text of conversations and names of people.
+    ReadPersonal,
+    /// Read the event log and the audit table.
+    ReadLedger,
+    /// Read bots, turns, quotas, people by pseudonym.
+    ReadOperations,
+    /// Read usage figures.
+    ReadUsage,
+    /// Read the own profile.
+    ReadSelf,
+}
+
+impl Role {
+    /// Deny by default: true only where listed.
+    #[must_use]
+    pub fn may(self, permission: Permission) -> bool {
+        use Permission as P;
+        match self {
+            Self::Owner => true,
+            Self::Admin => permission != P::ManageOperators,
+            Self::Moderator => {
+                matches!(
+                    permission,
+                    P::Moderate | P::ReadPersonal | P::ReadOperations | P::ReadUsage | P::ReadSelf
+                )
+            }
+            Self::Auditor => {
+                matches!(permission, P::ReadLedger | P::ReadOperations | P::ReadUsage | P::ReadSelf)
+            }
+            Self::Analyst => matches!(permission, P::ReadUsage | P::ReadSelf),
+            Self::Member => permission == P::ReadSelf,
+        }
+    }
+}
+
+/// A login name: 3-64 of `a-z 0-9 . - _`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+pub struct Login(String);
+
+impl Login {
+    /// Lower-cases and checks.
+    ///
+    /// # Errors
+    /// When too short, too long or outside the allowed characters.
+    pub fn parse(text: &str) -> Result<Self, TextError> {
+        const WHAT: &str = "the login";
+        let text = text.trim().to_ascii_lowercase();
+        let length = text.chars().count();
+        if length < 3 {
+            return Err(TextError::Empty { what: WHAT });
+        }
+        if length > 64 {
+            return Err(TextError::TooLong { what: WHAT, actual: length, limit: 64 });
+        }
+        if !text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_'))
+        {
+            return Err(TextError::Characters { what: WHAT, allowed: "a-z, 0-9, '.', '-' and '_'" });
+        }
+        Ok(Self(text))
+    }
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Login {
+    type Error = TextError;
+    fn try_from(text: String) -> Result<Self, TextError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Login> for String {
+    fn from(login: Login) -> String {
+        login.0
+    }
+}
+
+/// Where an operator stands.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    AsRefStr,
+    EnumString,
+    IntoStaticStr,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum OperatorStatus {
+    /// Nobody.
+    #[default]
+    Unknown,
+    /// Holds a one-time link, has no password yet.
+    Invited,
+    /// May log in.
+    Active,
+    /// May not.
+    Disabled,
+}
+
+/// An operator of one workspace.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Operator {
+    /// See [`OperatorStatus`].
+    pub status: OperatorStatus,
+    /// Present once invited.
+    pub workspace: Option<WorkspaceId>,
+    /// Present once invited.
+    pub login: Option<Login>,
+    /// Present once invited.
+    pub role: Option<Role>,
+}
+
+/// What can be asked.
+#[derive(Clone, Debug)]
+pub enum OperatorCommand {
+    /// Make an account that a one-time link activates. `by` is absent for the first one.
+    Invite { workspace: WorkspaceId, login: Login, role: Role, by: Option<OperatorId> },
+    /// The link was used and a password set.
+    Activate,
+    /// Give another role.
+    ChangeRole { role: Role, by: OperatorId },
+    /// Shut out.
+    Disable { reason: Reason, by: OperatorId },
+    /// Let in again.
+    Enable { reason: Reason, by: OperatorId },
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, IntoStaticStr)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+#[expect(clippy::enum_variant_names, reason = "wire names carry the aggregate's noun")]
+pub enum OperatorEvent {
+    /// An account was made.
+    OperatorInvited {
+        workspace: WorkspaceId,
+        login: Login,
+        role: Role,
+        by: Option<OperatorId>,
+        invited_at: DateTime<Utc>,
+    },
+    /// A password was set through the one-time link.
+    OperatorActivated { activated_at: DateTime<Utc> },
+    /// Another role.
+    OperatorRoleChanged { role: Role, by: OperatorId, changed_at: DateTime<Utc> },
+    /// Shut out.
+    OperatorDisabled { reason: Reason, by: OperatorId, disabled_at: DateTime<Utc> },
+    /// Let in again.
+    OperatorEnabled { reason: Reason, by: OperatorId, enabled_at: DateTime<Utc> },
+}
+
+/// Why a command was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OperatorError {
+    /// No such operator.
+    #[error("there is no such operator")]
+    Unknown,
+    /// The id is taken.
+    #[error("the operator already exists")]
+    AlreadyInvited,
+    /// Disabled operators stay out until enabled.
+    #[error("the operator is disabled")]
+    Disabled,
+    /// Nobody may lock the own door.
+    #[error("operators cannot disable themselves or change their own role")]
+    OwnAccount,
+}
+
+impl DomainError for OperatorError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown => "OPERATOR_UNKNOWN",
+            Self::AlreadyInvited => "OPERATOR_ALREADY_INVITED",
+            Self::Disabled => "OPERATOR_DISABLED",
+            Self::OwnAccount => "OPERATOR_OWN_ACCOUNT",
+        }
+    }
+}
+
+impl Decide for Operator {
+    fn decide(
+        &self,
+        command: OperatorCommand,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<OperatorEvent>, OperatorError> {
+        match (command, self.status) {
+            (OperatorCommand::Invite { workspace, login, role, by }, OperatorStatus::Unknown) => {
+                Ok(vec![OperatorEvent::OperatorInvited { workspace, login, role, by, invited_at: now }])
+            }
+            (OperatorCommand::Invite { .. }, _) => Err(OperatorError::AlreadyInvited),
+            (_, OperatorStatus::Unknown) => Err(OperatorError::Unknown),
+            (OperatorCommand::Activate, OperatorStatus::Disabled) => Err(OperatorError::Disabled),
+            (OperatorCommand::Activate, OperatorStatus::Active) => Ok(vec![]),
+            (OperatorCommand::Activate, OperatorStatus::Invited) => {
+                Ok(vec![OperatorEvent::OperatorActivated { activated_at: now }])
+            }
+            (OperatorCommand::ChangeRole { role, .. }, _) if self.role == Some(role) => Ok(vec![]),
+            (OperatorCommand::ChangeRole { role, by }, _) => {
+                Ok(vec![OperatorEvent::OperatorRoleChanged { role, by, changed_at: now }])
+            }
+            (OperatorCommand::Disable { .. }, OperatorStatus::Disabled) => Ok(vec![]),
+            (OperatorCommand::Disable { reason, by }, _) => {
+                Ok(vec![OperatorEvent::OperatorDisabled { reason, by, disabled_at: now }])
+            }
+            (OperatorCommand::Enable { reason, by }, OperatorStatus::Disabled) => {
+                Ok(vec![OperatorEvent::OperatorEnabled { reason, by, enabled_at: now }])
+            }
+            (OperatorCommand::Enable { .. }, _) => Ok(vec![]),
+        }
+    }
+}
+
+impl Operator {
+    fn record(&mut self, event: OperatorEvent) {
+        match event {
+            OperatorEvent::OperatorInvited { workspace, login, role, .. } => {
+                self.status = OperatorStatus::Invited;
+                self.workspace = Some(workspace);
+                self.login = Some(login);
+                self.role = Some(role);
+            }
+            OperatorEvent::OperatorActivated { .. } | OperatorEvent::OperatorEnabled { .. } => {
+                self.status = OperatorStatus::Active;
+            }
+            OperatorEvent::OperatorRoleChanged { role, .. } => self.role = Some(role),
+            OperatorEvent::OperatorDisabled { .. } => self.status = OperatorStatus::Disabled,
+        }
+    }
+}
+
+aggregate!(Operator, "operator", OperatorCommand, OperatorEvent, OperatorError);

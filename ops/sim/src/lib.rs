@@ -1,0 +1,1 @@
+//! botledger-sim
