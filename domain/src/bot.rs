@@ -555,3 +555,6 @@ impl Bot {
 }
 
 aggregate!(Bot, "bot", BotCommand, BotEvent, BotError);
+
+#[cfg(test)]
+mod tests;

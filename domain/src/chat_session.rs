@@ -180,3 +180,6 @@ impl Decide for ChatSession {
 }
 
 aggregate!(ChatSession, "chat_session", ChatSessionCommand, ChatSessionEvent, ChatSessionError);
+
+#[cfg(test)]
+mod tests;

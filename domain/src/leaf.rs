@@ -69,3 +69,41 @@ impl Leaf<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn leaf<'a>(aggregate_id: &'a str, payload: &'a str) -> Leaf<'a> {
+        Leaf {
+            position: 7,
+            recorded_at_micros: 1_795_000_000_000_001,
+            aggregate_type: "bot",
+            aggregate_id,
+            sequence: 1,
+            event_type: "bot_started",
+            event_version: "1.0",
+            payload,
+            metadata: "{}",
+        }
+    }
+
+    #[test]
+    fn the_hash_is_the_one_of_rfc_6962_over_the_bytes() {
+        let leaf = leaf("x", "{\"a\":1}");
+        let mut prefixed = vec![0];
+        prefixed.extend(leaf.bytes());
+        assert_eq!(leaf.hash(), <[u8; 32]>::from(Sha256::digest(&prefixed)));
+    }
+
+    proptest! {
+        #[test]
+        fn moving_a_letter_between_fields_changes_the_leaf(a in "[a-z]{1,8}", b in "[a-z]{0,8}") {
+            let (head, last) = a.split_at(a.len() - 1);
+            let moved = format!("{last}{b}");
+            prop_assert_ne!(leaf(&a, &b).bytes(), leaf(head, &moved).bytes());
+        }
+    }
+}

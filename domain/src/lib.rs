@@ -15,6 +15,8 @@ pub mod catalog;
 pub mod chat_session;
 mod clock;
 mod ids;
+#[cfg(test)]
+mod laws;
 pub mod leaf;
 mod metadata;
 pub mod operator;
@@ -23,6 +25,8 @@ mod recorded;
 mod sealed;
 pub mod standing;
 pub mod subject;
+#[cfg(test)]
+mod test_support;
 mod text;
 pub mod turn;
 pub mod upcast;

@@ -293,3 +293,6 @@ impl Operator {
 }
 
 aggregate!(Operator, "operator", OperatorCommand, OperatorEvent, OperatorError);
+
+#[cfg(test)]
+mod tests;

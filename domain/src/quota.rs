@@ -431,3 +431,6 @@ impl Decide for Quota {
 }
 
 aggregate!(Quota, "quota", QuotaCommand, QuotaEvent, QuotaError);
+
+#[cfg(test)]
+mod tests;

@@ -106,3 +106,6 @@ impl Decide for Standing {
 }
 
 aggregate!(Standing, "standing", StandingCommand, StandingEvent, StandingError);
+
+#[cfg(test)]
+mod tests;

@@ -127,3 +127,6 @@ impl Subject {
 }
 
 aggregate!(Subject, "subject", SubjectCommand, SubjectEvent, SubjectError);
+
+#[cfg(test)]
+mod tests;

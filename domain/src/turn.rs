@@ -458,3 +458,6 @@ impl Decide for Turn {
 }
 
 aggregate!(Turn, "turn", TurnCommand, TurnEvent, TurnError);
+
+#[cfg(test)]
+mod tests;

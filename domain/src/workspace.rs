@@ -184,3 +184,6 @@ impl Workspace {
 }
 
 aggregate!(Workspace, "workspace", WorkspaceCommand, WorkspaceEvent, WorkspaceError);
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,8 @@ fn blessing() -> bool {
 fn event_schemas_equal_the_committed_ones() {
     for aggregate in catalog::aggregates() {
         let path = golden(&format!("{}_event.schema.json", aggregate.aggregate_type));
-        let schema = serde_json::to_string_pretty(&(aggregate.event_schema)()).expect("a schema is JSON") + "\n";
+        let schema =
+            serde_json::to_string_pretty(&(aggregate.event_schema)()).expect("a schema is JSON") + "\n";
         if blessing() {
             fs::write(&path, &schema).expect("the golden folder is writable");
         }
@@ -67,8 +68,9 @@ fn every_event_has_a_payload_of_every_version_and_each_decodes() {
             let payloads = payloads_of(A::TYPE, &event);
             assert!(!payloads.is_empty(), "tests/golden/{}.{event}.1.0.json is missing: add one", A::TYPE);
             for (version, text) in payloads {
-                let decoded = upcast::decode::<A::Event>(&event, &version, &text)
-                    .unwrap_or_else(|error| panic!("{}.{event}.{version}.json does not decode: {error}", A::TYPE));
+                let decoded = upcast::decode::<A::Event>(&event, &version, &text).unwrap_or_else(|error| {
+                    panic!("{}.{event}.{version}.json does not decode: {error}", A::TYPE)
+                });
                 assert_eq!(cqrs_es::DomainEvent::event_type(&decoded), event);
                 if version == "1.0" {
                     let again: serde_json::Value = serde_json::to_value(&decoded).expect("events serialise");
@@ -96,6 +98,7 @@ fn every_event_has_a_payload_of_every_version_and_each_decodes() {
 
 #[test]
 fn a_stored_version_without_a_path_is_an_error() {
-    let error = upcast::decode::<botledger_domain::bot::BotEvent>("bot_started", "9.0", "{}").expect_err("no path");
+    let error =
+        upcast::decode::<botledger_domain::bot::BotEvent>("bot_started", "9.0", "{}").expect_err("no path");
     assert!(error.to_string().contains("bot_started 9.0"), "{error}");
 }

@@ -1,0 +1,61 @@
+use cqrs_es::test::TestFramework;
+
+use super::*;
+use crate::test_support::{clock_at, id, noon, reason};
+
+type Operators = TestFramework<Operator>;
+
+fn invited() -> OperatorEvent {
+    OperatorEvent::OperatorInvited {
+        workspace: id(1),
+        login: Login::parse("Ada").expect("valid"),
+        role: Role::Admin,
+        by: None,
+        invited_at: noon(),
+    }
+}
+
+#[test]
+fn a_disabled_operator_is_not_let_in_by_an_old_link() {
+    let disabled = OperatorEvent::OperatorDisabled { reason: reason("left"), by: id(2), disabled_at: noon() };
+    Operators::with(clock_at(noon()))
+        .given(vec![invited(), disabled])
+        .when(OperatorCommand::Activate)
+        .then_expect_error(OperatorError::Disabled);
+}
+
+#[test]
+fn the_same_role_again_records_nothing() {
+    Operators::with(clock_at(noon()))
+        .given(vec![invited()])
+        .when(OperatorCommand::ChangeRole { role: Role::Admin, by: id(2) })
+        .then_expect_events(vec![]);
+}
+
+#[test]
+fn an_auditor_reads_the_ledger_but_no_personal_text_and_changes_nothing() {
+    let may = |permission| Role::Auditor.may(permission);
+    assert!(may(Permission::ReadLedger));
+    assert!(!may(Permission::ReadPersonal));
+    for permission in
+        [Permission::ManageOperators, Permission::ManageBots, Permission::ManageQuotas, Permission::Moderate]
+    {
+        assert!(!may(permission));
+    }
+}
+
+#[test]
+fn only_the_owner_manages_operators() {
+    for role in [Role::Admin, Role::Moderator, Role::Auditor, Role::Analyst, Role::Member] {
+        assert!(!role.may(Permission::ManageOperators), "{role:?}");
+    }
+    assert!(Role::Owner.may(Permission::ManageOperators));
+}
+
+#[test]
+fn logins_are_lower_case_and_plain() {
+    assert_eq!(Login::parse(" Ada.L ").expect("valid").as_str(), "ada.l");
+    for bad in ["ab", "a b c", "администратор", &"x".repeat(65)] {
+        assert!(Login::parse(bad).is_err(), "{bad}");
+    }
+}
