@@ -319,7 +319,6 @@ pub enum LeaseEnd {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, IntoStaticStr)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
-#[expect(clippy::enum_variant_names, reason = "wire names carry the aggregate's noun")]
 pub enum BotEvent {
     /// A bot joined the fleet, stopped.
     BotRegistered {

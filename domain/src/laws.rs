@@ -25,6 +25,7 @@ pub(crate) fn hold<A>(
         assert_eq!(answer.as_ref().ok(), state.decide(command.clone(), now).as_ref().ok(), "{command:?}");
         let Ok(events) = answer else { continue };
         let before = state.clone();
+        let moved = !events.is_empty();
         for event in events {
             state.apply(event.clone());
             let once = state.clone();
@@ -32,7 +33,9 @@ pub(crate) fn hold<A>(
             assert_eq!(once, state, "{event:?} applied twice differs");
             history.push(event);
         }
-        step(&before, &state);
+        if moved {
+            step(&before, &state);
+        }
         if idempotent(&command) {
             let again =
                 state.decide(command.clone(), now).unwrap_or_else(|error| panic!("{command:?}: {error}"));

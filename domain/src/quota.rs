@@ -131,7 +131,7 @@ pub enum QuotaCommand {
         terms: PlanTerms,
         by: Option<OperatorId>,
     },
-    /// Hold the worst case of one turn.
+    /// Hold the worst case of one turn; at least one token.
     Reserve { reservation: ReservationId, tokens: u64 },
     /// Replace the hold by the truth.
     Settle { reservation: ReservationId, actual: u64, estimated: bool },
@@ -363,6 +363,8 @@ impl Decide for Quota {
                     return Ok(vec![]);
                 }
                 let left = self.left_at(now).ok_or(QuotaError::NoPlan)?;
+                // A turn that holds nothing would pass a spent quota.
+                let tokens = tokens.max(1);
                 let (mut events, used) = self.roll(now);
                 events.push(if tokens > left.remaining {
                     QuotaEvent::QuotaExceeded {

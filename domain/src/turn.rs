@@ -376,8 +376,8 @@ impl Turn {
             TurnEvent::ReplyStarted { message_id, .. } => self.started_message = Some(message_id),
             TurnEvent::ReplyDelivered { .. } => {
                 self.phase = match self.phase {
-                    TurnPhase::RefusalPending => TurnPhase::Refused,
-                    TurnPhase::FailurePending => TurnPhase::Failed,
+                    TurnPhase::RefusalPending | TurnPhase::Refused => TurnPhase::Refused,
+                    TurnPhase::FailurePending | TurnPhase::Failed => TurnPhase::Failed,
                     _ => TurnPhase::Delivered,
                 };
             }
