@@ -1,0 +1,152 @@
+//! Services for one command: a PostgreSQL that trades safety for speed and a Redis, both gone when
+//! the command ends.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::layout::{self, Layout};
+use crate::postgres::{Cluster, SUPERUSER};
+use crate::progress::Progress;
+use crate::redis::Server;
+use crate::run_as::RunAs;
+use crate::secrets::random_secret;
+use crate::supervise::{self, Launch, Output};
+use crate::up::Signals;
+use crate::{migrate, services};
+
+const DATABASE: &str = "botledger_throwaway";
+const PREFIX: &str = "services-";
+
+/// Starts PostgreSQL and Redis, runs the command with `DATABASE_URL` and `REDIS_URL` (the database
+/// belongs to a superuser, so that tests may create more), stops both, and gives the command's exit
+/// code; 128 + signal when a signal ended it.
+///
+/// # Errors
+/// When a service does not start or the command cannot be run.
+pub async fn with_services(
+    layout: &Layout,
+    command: &[OsString],
+    migrated: bool,
+    yes: bool,
+    progress: &Progress,
+) -> Result<u8> {
+    let mut signals = Signals::listen()?;
+    let place = Place::create(layout)?;
+    let result = tokio::select! {
+        result = run(layout, &place, command, migrated, yes, progress) => result,
+        name = signals.next() => {
+            progress.step(format!("{name}: stopping"));
+            Ok(130)
+        }
+    };
+    supervise::stop_everything().await;
+    place.remove();
+    result
+}
+
+async fn run(
+    layout: &Layout,
+    place: &Place,
+    command: &[OsString],
+    migrated: bool,
+    yes: bool,
+    progress: &Progress,
+) -> Result<u8> {
+    let Some((program, arguments)) = command.split_first() else { bail!("no command to run") };
+    let (binaries, binary) = services::programs(layout, true, true, yes, progress).await?;
+    let cluster = Cluster {
+        binaries: binaries.context("PostgreSQL was wanted and not missing")?,
+        data: place.data.join("pg"),
+        run: place.run.clone(),
+        log: place.data.join("postgres.log"),
+        run_as: layout.run_as,
+        password: random_secret(),
+        durable: false,
+    };
+    let server = Server {
+        binary: binary.context("Redis was wanted and not missing")?,
+        run: place.run.clone(),
+        log: place.data.join("redis.log"),
+        run_as: layout.run_as,
+        password: random_secret(),
+    };
+    let database = async {
+        cluster.create().await?;
+        cluster.start().await?;
+        cluster.create_database(DATABASE).await
+    };
+    let cache = async { server.start().await.map(drop) };
+    tokio::try_join!(database, cache)?;
+    let url = cluster.url(SUPERUSER, &cluster.password, DATABASE);
+    if migrated {
+        migrate::migrate(&url).await?;
+    }
+    progress.step(format!(
+        "throwaway PostgreSQL {} and Redis {} are up",
+        cluster.binaries.version, server.binary.version
+    ));
+    let mut launch = Launch::new("command", PathBuf::from(program), Output::Inherit).args(arguments);
+    launch.env = vec![("DATABASE_URL".to_owned(), url.into()), ("REDIS_URL".to_owned(), server.url().into())];
+    let status = launch.start()?.wait().await;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    Ok(u8::try_from(code).unwrap_or(1))
+}
+
+/// The folders of one throwaway run.
+struct Place {
+    data: PathBuf,
+    run: PathBuf,
+}
+
+impl Place {
+    fn create(layout: &Layout) -> Result<Self> {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| layout.root.join("target"), PathBuf::from);
+        // Services that run as another user need a way in.
+        let parent = if target.is_dir() && layout.run_as.barred_at(&target).is_none() {
+            target
+        } else {
+            std::env::temp_dir()
+        };
+        remove_leftovers(&parent);
+        let name = format!("{PREFIX}{}", std::process::id());
+        let data = parent.join(&name);
+        fs::DirBuilder::new()
+            .mode(0o711)
+            .create(&data)
+            .with_context(|| format!("could not create {}", data.display()))?;
+        let run = layout::runtime_folder(&format!("{}-{name}", layout::short_hash(&parent)), layout.run_as)?;
+        create_run(&run, layout.run_as)?;
+        Ok(Self { data, run })
+    }
+
+    fn remove(&self) {
+        fs::remove_dir_all(&self.data).ok();
+        fs::remove_dir_all(&self.run).ok();
+    }
+}
+
+fn create_run(run: &Path, run_as: RunAs) -> Result<()> {
+    if run.exists() {
+        fs::remove_dir_all(run).ok();
+    }
+    layout::create_runtime_folder(run, run_as)
+}
+
+/// A run that was killed could not tidy up.
+fn remove_leftovers(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
+        if let Some(pid) = pid
+            && !supervise::is_alive(pid)
+        {
+            fs::remove_dir_all(entry.path()).ok();
+        }
+    }
+}
+
