@@ -62,7 +62,7 @@ pub fn framed(title: &str, rows: &[(String, String)]) -> String {
         })
         .collect();
     let inner = lines.iter().map(|line| width(line)).chain([width(title) + 1]).max().unwrap_or(0);
-    let mut text = format!("┌─ {title} {}┐\n", "─".repeat(inner + 1 - width(title) - 2 + 1));
+    let mut text = format!("┌─ {title} {}┐\n", "─".repeat(inner - width(title) - 1));
     for line in &lines {
         text.push_str(&format!("│ {line}{} │\n", " ".repeat(inner - width(line))));
     }

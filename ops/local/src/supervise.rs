@@ -331,15 +331,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_ignores_the_first_signal_gets_the_last() {
-        let mut child = Launch::new("deaf", "/bin/sh", Output::Inherit)
-            .args(["-c", "trap '' TERM; while :; do sleep 0.05; done"])
+        let log = std::env::temp_dir().join(format!("botledger-deaf-{}", std::process::id()));
+        let mut child = Launch::new("deaf", "/bin/sh", Output::Log(log.clone()))
+            .args(["-c", "trap '' TERM; echo deaf; while :; do sleep 0.05; done"])
             .start()
             .unwrap();
+        while log_tail(&log, 1) != "deaf" {
+            tokio::task::yield_now().await;
+        }
         assert!(is_alive(child.pid));
         assert!(birth_mark(child.pid).is_some());
         let status = child.stop(&[(Signal::TERM, Duration::from_millis(200))]).await;
         assert_eq!(status.signal(), Some(9));
         assert!(!is_alive(child.pid));
+        fs::remove_file(log).unwrap();
     }
 
     #[tokio::test]
