@@ -1,5 +1,5 @@
 -- Who runs a bot. The epoch is the fencing token: the append function refuses a set that carries an
--- older one. Only the lease functions raise it, under the ledger's own lock.
+-- older one. Only the lease functions change it, under the ledger's own lock.
 CREATE TABLE public.bot_leases (
     bot_id     uuid        PRIMARY KEY,
     instance   uuid        NOT NULL,
@@ -7,4 +7,4 @@ CREATE TABLE public.bot_leases (
     expires_at timestamptz NOT NULL
 );
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON public.bot_leases TO botledger_writer;
+GRANT SELECT ON public.bot_leases TO botledger_writer;

@@ -1,0 +1,527 @@
+//! The group commit: one task writes all waiting sets in one transaction, another makes finished
+//! batches durable, and only then are callers answered.
+//!
+//! ```text
+//! callers ──▶ queue ──▶ batcher ── journal_append(…) ──▶ COMMIT (not flushed, lock released)
+//!                          ▲                                   │
+//!                          └── next batch meanwhile            ▼
+//!                                              flusher ── one durable no-op commit ──▶ answers
+//! ```
+//! The ledger's lock is therefore never held through an fsync (`facts`: 0.47 × a plain insert with
+//! it, 2.13 × without). Whoever is told "appended" was flushed.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    time::Duration,
+};
+
+use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
+use uuid::Uuid;
+
+use crate::{AppendError, AppendSet, JournalConfig, Receipt};
+
+/// Batch-level retries for deadlocks, serialisation failures and lost races.
+const BATCH_RETRIES: u32 = 5;
+
+pub(crate) struct Request {
+    pub(crate) set: AppendSet,
+    pub(crate) reply: oneshot::Sender<Result<Receipt, AppendError>>,
+    pub(crate) since: Instant,
+}
+
+impl Request {
+    /// The mark after which the writer ends; carries no events.
+    pub(crate) fn last(reply: oneshot::Sender<Result<Receipt, AppendError>>) -> Self {
+        let metadata = botledger_domain::EventMetadata::new(
+            &botledger_domain::Actor::System("journal"),
+            Uuid::nil(),
+            Uuid::nil(),
+            "close",
+        );
+        Self { set: AppendSet::new(metadata), reply, since: Instant::now() }
+    }
+
+    fn answer(self, result: Result<Receipt, AppendError>) {
+        match &result {
+            Ok(_) => {
+                metrics::histogram!("botledger_journal_append_seconds").record(self.since.elapsed().as_secs_f64());
+            }
+            Err(AppendError::Conflict { .. }) => {
+                metrics::counter!("botledger_journal_conflicts_total").increment(1);
+            }
+            Err(AppendError::Fenced { .. }) => metrics::counter!("botledger_journal_fenced_total").increment(1),
+            Err(_) => {}
+        }
+        // A caller that no longer waits has no use for the answer.
+        let _ = self.reply.send(result);
+    }
+}
+
+/// A batch whose transaction is committed and perhaps not yet flushed.
+struct Written {
+    requests: Vec<(Request, Result<Receipt, AppendError>)>,
+}
+
+pub(crate) async fn run(options: std::sync::Arc<PgConnectOptions>, config: JournalConfig, mut queue: mpsc::Receiver<Request>) {
+    let (to_flush, finished) = mpsc::channel(64);
+    let flusher = tokio::spawn(flush(std::sync::Arc::clone(&options), config, finished));
+    let mut link = Link::new(options, "off");
+    let mut waiting: VecDeque<Request> = VecDeque::new();
+    let mut open = true;
+    while open || !waiting.is_empty() {
+        if waiting.is_empty() {
+            match queue.recv().await {
+                Some(request) => waiting.push_back(request),
+                None => break,
+            }
+        }
+        while waiting.len() < config.max_batch_events {
+            match queue.try_recv() {
+                Ok(request) => waiting.push_back(request),
+                Err(_) => break,
+            }
+        }
+        if let Some(end) = waiting.iter().position(|request| request.set.is_empty()) {
+            waiting.truncate(end);
+            open = false;
+            queue.close();
+        }
+        let batch = take_batch(&mut waiting, config.max_batch_events);
+        if batch.is_empty() {
+            continue;
+        }
+        let written = write(&mut link, batch, config.timeout).await;
+        if to_flush.send(written).await.is_err() {
+            break;
+        }
+    }
+    drop(to_flush);
+    // The flusher ends when all batches are answered; a panic there is already logged by the runtime.
+    let _ = flusher.await;
+}
+
+/// Takes sets in order; a set that shares a stream or an idempotency key with one before it waits
+/// for the next batch, and so does everything that shares a stream with it: order per stream stays.
+fn take_batch(waiting: &mut VecDeque<Request>, max_events: usize) -> Vec<Request> {
+    let mut streams: HashSet<(&'static str, String)> = HashSet::new();
+    let mut keys: HashSet<String> = HashSet::new();
+    let mut batch = Vec::new();
+    let mut later = VecDeque::new();
+    let mut events = 0;
+    while let Some(request) = waiting.pop_front() {
+        let size = request.set.events.len();
+        let full = !batch.is_empty() && events + size > max_events;
+        let clash = request.set.expected.keys().any(|stream| streams.contains(stream))
+            || request.set.idempotency_key().is_some_and(|key| keys.contains(key));
+        streams.extend(request.set.expected.keys().cloned());
+        keys.extend(request.set.idempotency_key().map(str::to_owned));
+        if full || clash {
+            later.push_back(request);
+        } else {
+            events += size;
+            batch.push(request);
+        }
+        if events >= max_events {
+            break;
+        }
+    }
+    later.append(waiting);
+    *waiting = later;
+    batch
+}
+
+/// A connection of the writer's own, opened when needed.
+struct Link {
+    options: std::sync::Arc<PgConnectOptions>,
+    synchronous_commit: &'static str,
+    connection: Option<PgConnection>,
+}
+
+impl Link {
+    fn new(options: std::sync::Arc<PgConnectOptions>, synchronous_commit: &'static str) -> Self {
+        Self { options, synchronous_commit, connection: None }
+    }
+
+    async fn get(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
+        if self.connection.is_none() {
+            // The same few statements for ever: a generic plan saves planning each time.
+            let options = (*self.options).clone().application_name("botledger-writer").options([
+                ("synchronous_commit", self.synchronous_commit),
+                ("plan_cache_mode", "force_generic_plan"),
+            ]);
+            self.connection = Some(PgConnection::connect_with(&options).await?);
+        }
+        Ok(self.connection.as_mut().expect("opened above"))
+    }
+
+    fn drop_connection(&mut self) {
+        self.connection = None;
+    }
+}
+
+async fn write(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Written {
+    let mut attempt = 0;
+    loop {
+        let sets: Vec<&AppendSet> = batch.iter().map(|request| &request.set).collect();
+        let error = match bounded(limit, append(link, &sets)).await {
+            Ok(outcomes) => {
+                let events: usize = outcomes.iter().filter_map(|o| o.as_ref().ok()).map(|r| r.event_positions.len()).sum();
+                metrics::histogram!("botledger_journal_batch_events").record(events as f64);
+                metrics::counter!("botledger_journal_appended_total").increment(events as u64);
+                return Written { requests: batch.into_iter().zip(outcomes).collect() };
+            }
+            Err(error) => error,
+        };
+        let cause = Cause::of(&error);
+        metrics::counter!("botledger_journal_failures_total", "cause" => cause.label()).increment(1);
+        match cause {
+            Cause::Race if attempt < BATCH_RETRIES => attempt += 1,
+            Cause::Race | Cause::Refused if batch.len() > 1 => return one_by_one(link, batch, limit).await,
+            Cause::Race | Cause::Lost => {
+                link.drop_connection();
+                tracing::warn!(error = %error, sets = batch.len(), "the ledger's connection failed; looking up what was written");
+                return after_loss(link, batch, error, limit).await;
+            }
+            Cause::Refused => {
+                return Written {
+                    requests: batch.into_iter().map(|r| (r, Err(AppendError::Invalid { source: again(&error) }))).collect(),
+                };
+            }
+        }
+    }
+}
+
+async fn one_by_one(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Written {
+    let mut requests = Vec::with_capacity(batch.len());
+    for request in batch {
+        // A batch of one never comes back here.
+        let mut written = Box::pin(write(link, vec![request], limit)).await;
+        requests.append(&mut written.requests);
+    }
+    Written { requests }
+}
+
+/// The connection broke after the batch was sent: nobody knows whether it was committed. Looks each
+/// set up by its first event and writes again what is not there.
+async fn after_loss(link: &mut Link, batch: Vec<Request>, error: sqlx::Error, limit: Duration) -> Written {
+    let found = {
+        let sets: Vec<&AppendSet> = batch.iter().map(|request| &request.set).collect();
+        bounded(limit, find_written(link, &sets)).await
+    };
+    let found = match found {
+        Ok(found) => found,
+        Err(_) => {
+            link.drop_connection();
+            return Written {
+                requests: batch
+                    .into_iter()
+                    .map(|request| (request, Err(AppendError::Unavailable { source: again(&error) })))
+                    .collect(),
+            };
+        }
+    };
+    let mut requests = Vec::with_capacity(batch.len());
+    let mut missing = Vec::new();
+    for (request, first) in batch.into_iter().zip(found) {
+        match first {
+            Some(first) => {
+                let count = i32::try_from(request.set.events.len()).unwrap_or(i32::MAX);
+                let receipt = Receipt::of_range(first, count, request.set.versions_after(), false);
+                requests.push((request, Ok(receipt)));
+            }
+            None => missing.push(request),
+        }
+    }
+    if !missing.is_empty() {
+        let sets: Vec<&AppendSet> = missing.iter().map(|request| &request.set).collect();
+        match bounded(limit, append(link, &sets)).await {
+            Ok(outcomes) => requests.extend(missing.into_iter().zip(outcomes)),
+            Err(error) => {
+                link.drop_connection();
+                requests.extend(
+                    missing.into_iter().map(|r| (r, Err(AppendError::Unavailable { source: again(&error) }))),
+                );
+            }
+        }
+    }
+    Written { requests }
+}
+
+/// For each set the position of its first event, if exactly that event stands in its place.
+async fn find_written(link: &mut Link, sets: &[&AppendSet]) -> Result<Vec<Option<i64>>, sqlx::Error> {
+    let connection = link.get().await?;
+    let mut found = Vec::with_capacity(sets.len());
+    for set in sets {
+        let first = &set.events[0];
+        found.push(
+            sqlx::query_scalar!(
+                "SELECT position FROM events
+                 WHERE aggregate_type = $1 AND aggregate_id = $2 AND sequence = $3
+                   AND payload::text = $4 AND metadata::text = $5",
+                first.aggregate_type,
+                first.aggregate_id,
+                first.sequence,
+                first.payload,
+                first.metadata,
+            )
+            .fetch_optional(&mut *connection)
+            .await?,
+        );
+    }
+    Ok(found)
+}
+
+/// Makes finished batches durable with one flush for all that wait, then answers their callers.
+async fn flush(options: std::sync::Arc<PgConnectOptions>, config: JournalConfig, mut finished: mpsc::Receiver<Written>) {
+    let mut link = Link::new(options, "on");
+    while let Some(first) = finished.recv().await {
+        let mut batches = vec![first];
+        while let Ok(next) = finished.try_recv() {
+            batches.push(next);
+        }
+        let anything = batches.iter().any(|batch| batch.requests.iter().any(|(_, result)| result.is_ok()));
+        let flushed = if anything { bounded(config.timeout, durable_mark(&mut link)).await } else { Ok(()) };
+        if let Err(error) = flushed {
+            link.drop_connection();
+            tracing::warn!(error = %error, "the durable mark failed; verifying what stands");
+            for batch in batches {
+                verify(&mut link, batch, &error, config.timeout).await;
+            }
+            continue;
+        }
+        for batch in batches {
+            for (request, result) in batch.requests {
+                request.answer(result);
+            }
+        }
+    }
+}
+
+/// A commit that waits for the disk, and with it everything committed before. It changes nothing.
+async fn durable_mark(link: &mut Link) -> Result<(), sqlx::Error> {
+    let connection = link.get().await?;
+    sqlx::query!("SELECT pg_logical_emit_message(true, 'botledger', '')::text AS mark").fetch_one(connection).await?;
+    Ok(())
+}
+
+/// After a broken flush: the server may have lost unflushed commits. Answers "appended" only for
+/// what still stands behind a new durable mark.
+async fn verify(link: &mut Link, batch: Written, error: &sqlx::Error, limit: Duration) {
+    for (request, result) in batch.requests {
+        let result = match result {
+            Ok(receipt) if !receipt.duplicate => {
+                let stands = bounded(limit, async {
+                    let stands = find_written(link, &[&request.set]).await?[0].is_some();
+                    durable_mark(link).await?;
+                    Ok(stands)
+                })
+                .await;
+                match stands {
+                    Ok(true) => Ok(receipt),
+                    _ => {
+                        link.drop_connection();
+                        Err(AppendError::Unavailable { source: again(error) })
+                    }
+                }
+            }
+            other => other,
+        };
+        request.answer(result);
+    }
+}
+
+async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the database did not answer in time")))
+    })
+}
+
+/// What an error says about the batch.
+enum Cause {
+    /// Another transaction was in the way; nothing was written.
+    Race,
+    /// The statement was refused; nothing was written.
+    Refused,
+    /// Nobody knows.
+    Lost,
+}
+
+impl Cause {
+    fn of(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Database(refusal) => match refusal.code().as_deref() {
+                Some("23505" | "40001" | "40P01") => Self::Race,
+                // Class 57 is an administrator's or a crash's shutdown, 53 a full disk or memory, 08 a connection.
+                Some(code) if code.starts_with("57") || code.starts_with("53") || code.starts_with("08") => Self::Lost,
+                _ => Self::Refused,
+            },
+            sqlx::Error::Encode(_) | sqlx::Error::ColumnDecode { .. } => Self::Refused,
+            _ => Self::Lost,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Race => "race",
+            Self::Refused => "refused",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// The same error for one more caller; sqlx's own cannot be cloned.
+fn again(error: &sqlx::Error) -> sqlx::Error {
+    sqlx::Error::Protocol(error.to_string())
+}
+
+/// Column-wise form of a batch, as the function takes it.
+#[derive(Default)]
+struct Columns {
+    event_sets: Vec<i32>,
+    aggregate_types: Vec<String>,
+    aggregate_ids: Vec<String>,
+    sequences: Vec<i64>,
+    event_types: Vec<String>,
+    event_versions: Vec<String>,
+    payloads: Vec<String>,
+    metadatas: Vec<String>,
+    stream_sets: Vec<i32>,
+    stream_types: Vec<String>,
+    stream_ids: Vec<String>,
+    stream_expected: Vec<i64>,
+    set_keys: Vec<Option<String>>,
+    fence_bots: Vec<Option<Uuid>>,
+    fence_epochs: Vec<Option<i64>>,
+    body_sets: Vec<i32>,
+    body_ids: Vec<Uuid>,
+    body_owners: Vec<Uuid>,
+    body_purposes: Vec<String>,
+    body_key_versions: Vec<i32>,
+    body_nonces: Vec<Vec<u8>>,
+    body_ciphertexts: Vec<Vec<u8>>,
+    body_turns: Vec<Uuid>,
+    body_conversations: Vec<Option<Uuid>>,
+    body_sessions: Vec<Option<i32>>,
+    body_epochs: Vec<Option<i32>>,
+    body_prompts: Vec<Option<Uuid>>,
+}
+
+impl Columns {
+    fn of(sets: &[&AppendSet]) -> Self {
+        let mut columns = Self::default();
+        for (number, set) in (1i32..).zip(sets) {
+            for event in &set.events {
+                columns.event_sets.push(number);
+                columns.aggregate_types.push(event.aggregate_type.to_owned());
+                columns.aggregate_ids.push(event.aggregate_id.clone());
+                columns.sequences.push(event.sequence);
+                columns.event_types.push(event.event_type.clone());
+                columns.event_versions.push(event.event_version.clone());
+                columns.payloads.push(event.payload.clone());
+                columns.metadatas.push(event.metadata.clone());
+            }
+            for ((aggregate_type, id), expected) in &set.expected {
+                columns.stream_sets.push(number);
+                columns.stream_types.push((*aggregate_type).to_owned());
+                columns.stream_ids.push(id.clone());
+                columns.stream_expected.push(*expected);
+            }
+            columns.set_keys.push(set.idempotency_key().map(str::to_owned));
+            columns.fence_bots.push(set.fence.map(|(bot, _)| bot.uuid()));
+            columns.fence_epochs.push(set.fence.map(|(_, epoch)| epoch));
+            for body in &set.bodies {
+                columns.body_sets.push(number);
+                columns.body_ids.push(body.body_id.uuid());
+                columns.body_owners.push(body.owner);
+                columns.body_purposes.push(body.purpose.as_ref().to_owned());
+                columns.body_key_versions.push(body.key_version);
+                columns.body_nonces.push(body.nonce.to_vec());
+                columns.body_ciphertexts.push(body.ciphertext.clone());
+                columns.body_turns.push(body.turn_id.uuid());
+                let number_of = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+                columns.body_conversations.push(body.place.map(|place| place.conversation.uuid()));
+                columns.body_sessions.push(body.place.map(|place| number_of(place.session)));
+                columns.body_epochs.push(body.place.map(|place| number_of(place.context_epoch)));
+                columns.body_prompts.push(body.place.map(|place| place.prompt_body.uuid()));
+            }
+        }
+        columns
+    }
+}
+
+/// Writes the sets in one transaction. The outer error is about all of them, the inner ones each
+/// about its own.
+async fn append(link: &mut Link, sets: &[&AppendSet]) -> Result<Vec<Result<Receipt, AppendError>>, sqlx::Error> {
+    let c = Columns::of(sets);
+    let connection = link.get().await?;
+    // Not `query!`: the arrays of fences, keys and places hold NULLs, which the macro has no type for.
+    let rows = sqlx::query(
+        "SELECT set_number, outcome, first_position, event_count, conflict_type, conflict_id, actual
+         FROM journal_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+                             $20, $21, $22, $23, $24, $25, $26, $27)",
+    )
+    .bind(&c.event_sets)
+    .bind(&c.aggregate_types)
+    .bind(&c.aggregate_ids)
+    .bind(&c.sequences)
+    .bind(&c.event_types)
+    .bind(&c.event_versions)
+    .bind(&c.payloads)
+    .bind(&c.metadatas)
+    .bind(&c.stream_sets)
+    .bind(&c.stream_types)
+    .bind(&c.stream_ids)
+    .bind(&c.stream_expected)
+    .bind(&c.set_keys)
+    .bind(&c.fence_bots)
+    .bind(&c.fence_epochs)
+    .bind(&c.body_sets)
+    .bind(&c.body_ids)
+    .bind(&c.body_owners)
+    .bind(&c.body_purposes)
+    .bind(&c.body_key_versions)
+    .bind(&c.body_nonces)
+    .bind(&c.body_ciphertexts)
+    .bind(&c.body_turns)
+    .bind(&c.body_conversations)
+    .bind(&c.body_sessions)
+    .bind(&c.body_epochs)
+    .bind(&c.body_prompts)
+    .fetch_all(connection)
+    .await?;
+
+    let mut outcomes = Vec::with_capacity(sets.len());
+    for (row, set) in rows.iter().zip(sets) {
+        let outcome: &str = row.try_get("outcome")?;
+        outcomes.push(match outcome {
+            "appended" => Ok(Receipt::of_range(
+                row.try_get("first_position")?,
+                row.try_get("event_count")?,
+                set.versions_after(),
+                false,
+            )),
+            "duplicate" => {
+                Ok(Receipt::of_range(row.try_get("first_position")?, row.try_get("event_count")?, vec![], true))
+            }
+            "fenced" => {
+                let (bot, epoch) = set.fence.expect("only sets with a fence are fenced");
+                Err(AppendError::Fenced { bot, epoch })
+            }
+            _ => {
+                let aggregate_type: String = row.try_get("conflict_type")?;
+                let aggregate_id: String = row.try_get("conflict_id")?;
+                let expected = set
+                    .expected
+                    .iter()
+                    .find(|((t, id), _)| *t == aggregate_type && *id == aggregate_id)
+                    .map_or(0, |(_, version)| *version);
+                Err(AppendError::Conflict { aggregate_type, aggregate_id, expected, actual: row.try_get("actual")? })
+            }
+        });
+    }
+    Ok(outcomes)
+}
