@@ -60,7 +60,8 @@ impl AppendSet {
     }
 
     fn push_event<A: Decide>(&mut self, id: &str, version: i64, event: &A::Event) {
-        let payload = serde_json::to_string(event).expect("domain events have string keys and no failing fields");
+        let payload =
+            serde_json::to_string(event).expect("domain events have string keys and no failing fields");
         self.push(A::TYPE, id, version, event.event_type(), event.event_version(), payload);
     }
 
@@ -110,9 +111,10 @@ impl AppendSet {
     pub(crate) fn versions_after(&self) -> Vec<StreamVersion> {
         let mut after: Vec<StreamVersion> = Vec::with_capacity(self.expected.len());
         for event in &self.events {
-            match after.iter_mut().find(|s| {
-                s.aggregate_type == event.aggregate_type && s.aggregate_id == event.aggregate_id
-            }) {
+            match after
+                .iter_mut()
+                .find(|s| s.aggregate_type == event.aggregate_type && s.aggregate_id == event.aggregate_id)
+            {
                 Some(stream) => stream.version = event.sequence,
                 None => after.push(StreamVersion {
                     aggregate_type: event.aggregate_type.to_owned(),

@@ -193,7 +193,10 @@ impl Journal {
             self.bodies(&ids).await?.into_iter().map(|body| (body.body_id, body)).collect();
         Ok(replies
             .into_iter()
-            .map(|reply| Exchange { prompt: reply.place.and_then(|place| prompts.remove(&place.prompt_body)), reply })
+            .map(|reply| Exchange {
+                prompt: reply.place.and_then(|place| prompts.remove(&place.prompt_body)),
+                reply,
+            })
             .collect())
     }
 }

@@ -110,7 +110,10 @@ impl Journal {
         results
     }
 
-    async fn submit(&self, set: AppendSet) -> Result<oneshot::Receiver<Result<Receipt, AppendError>>, AppendError> {
+    async fn submit(
+        &self,
+        set: AppendSet,
+    ) -> Result<oneshot::Receiver<Result<Receipt, AppendError>>, AppendError> {
         let (reply, answer) = oneshot::channel();
         if set.is_empty() {
             // The receiver is in hand, so this cannot fail.
@@ -187,8 +190,16 @@ pub fn describe_metrics() {
     );
     describe_histogram!("botledger_journal_batch_events", Unit::Count, "Events written by one batch");
     describe_counter!("botledger_journal_appended_total", Unit::Count, "Events written");
-    describe_counter!("botledger_journal_conflicts_total", Unit::Count, "Append sets refused for a stale version");
-    describe_counter!("botledger_journal_fenced_total", Unit::Count, "Append sets refused for an old lease epoch");
+    describe_counter!(
+        "botledger_journal_conflicts_total",
+        Unit::Count,
+        "Append sets refused for a stale version"
+    );
+    describe_counter!(
+        "botledger_journal_fenced_total",
+        Unit::Count,
+        "Append sets refused for an old lease epoch"
+    );
     describe_counter!("botledger_journal_failures_total", Unit::Count, "Batches that failed, by cause");
     describe_gauge!("botledger_journal_queue_depth", Unit::Count, "Append sets waiting for the writer");
 }

@@ -64,7 +64,11 @@ impl Journal {
         Ok(loaded)
     }
 
-    async fn fold<A: Decide>(&self, loaded: &mut Loaded<A>, upto: Option<Position>) -> Result<(), JournalError> {
+    async fn fold<A: Decide>(
+        &self,
+        loaded: &mut Loaded<A>,
+        upto: Option<Position>,
+    ) -> Result<(), JournalError> {
         let rows = sqlx::query_as!(
             EventRow,
             r#"SELECT sequence, position, event_type, event_version, payload::text AS "payload!"

@@ -3,7 +3,9 @@ use std::collections::HashMap;
 use botledger_domain::EventMetadata;
 use cqrs_es::{
     Aggregate,
-    persist::{PersistedEventRepository, PersistenceError, ReplayStream, SerializedEvent, SerializedSnapshot},
+    persist::{
+        PersistedEventRepository, PersistenceError, ReplayStream, SerializedEvent, SerializedSnapshot,
+    },
 };
 use futures::TryStreamExt;
 use serde_json::Value;
@@ -56,7 +58,9 @@ fn unknown(error: impl std::error::Error + Send + Sync + 'static) -> Persistence
 fn of_append(error: AppendError) -> PersistenceError {
     match error {
         AppendError::Conflict { .. } => PersistenceError::OptimisticLockError,
-        AppendError::Unavailable { .. } | AppendError::Closed => PersistenceError::ConnectionError(Box::new(error)),
+        AppendError::Unavailable { .. } | AppendError::Closed => {
+            PersistenceError::ConnectionError(Box::new(error))
+        }
         other => unknown(other),
     }
 }
@@ -66,7 +70,10 @@ fn of_database(error: sqlx::Error) -> PersistenceError {
 }
 
 impl PersistedEventRepository for JournalRepository {
-    async fn get_events<A: Aggregate>(&self, aggregate_id: &str) -> Result<Vec<SerializedEvent>, PersistenceError> {
+    async fn get_events<A: Aggregate>(
+        &self,
+        aggregate_id: &str,
+    ) -> Result<Vec<SerializedEvent>, PersistenceError> {
         self.get_last_events::<A>(aggregate_id, 0).await
     }
 
@@ -123,7 +130,10 @@ impl PersistedEventRepository for JournalRepository {
         Ok(())
     }
 
-    async fn stream_events<A: Aggregate>(&self, aggregate_id: &str) -> Result<ReplayStream, PersistenceError> {
+    async fn stream_events<A: Aggregate>(
+        &self,
+        aggregate_id: &str,
+    ) -> Result<ReplayStream, PersistenceError> {
         let (mut feed, stream) = ReplayStream::new(STREAM_AHEAD);
         let (pool, id) = (self.journal.pool().clone(), aggregate_id.to_owned());
         tokio::spawn(async move {

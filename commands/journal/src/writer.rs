@@ -48,12 +48,15 @@ impl Request {
     fn answer(self, result: Result<Receipt, AppendError>) {
         match &result {
             Ok(_) => {
-                metrics::histogram!("botledger_journal_append_seconds").record(self.since.elapsed().as_secs_f64());
+                metrics::histogram!("botledger_journal_append_seconds")
+                    .record(self.since.elapsed().as_secs_f64());
             }
             Err(AppendError::Conflict { .. }) => {
                 metrics::counter!("botledger_journal_conflicts_total").increment(1);
             }
-            Err(AppendError::Fenced { .. }) => metrics::counter!("botledger_journal_fenced_total").increment(1),
+            Err(AppendError::Fenced { .. }) => {
+                metrics::counter!("botledger_journal_fenced_total").increment(1)
+            }
             Err(_) => {}
         }
         // A caller that no longer waits has no use for the answer.
@@ -66,7 +69,11 @@ struct Written {
     requests: Vec<(Request, Result<Receipt, AppendError>)>,
 }
 
-pub(crate) async fn run(options: std::sync::Arc<PgConnectOptions>, config: JournalConfig, mut queue: mpsc::Receiver<Request>) {
+pub(crate) async fn run(
+    options: std::sync::Arc<PgConnectOptions>,
+    config: JournalConfig,
+    mut queue: mpsc::Receiver<Request>,
+) {
     let (to_flush, finished) = mpsc::channel(64);
     let flusher = tokio::spawn(flush(std::sync::Arc::clone(&options), config, finished));
     let mut link = Link::new(options, "off");
@@ -169,7 +176,8 @@ async fn write(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Written
         let sets: Vec<&AppendSet> = batch.iter().map(|request| &request.set).collect();
         let error = match bounded(limit, append(link, &sets)).await {
             Ok(outcomes) => {
-                let events: usize = outcomes.iter().filter_map(|o| o.as_ref().ok()).map(|r| r.event_positions.len()).sum();
+                let events: usize =
+                    outcomes.iter().filter_map(|o| o.as_ref().ok()).map(|r| r.event_positions.len()).sum();
                 metrics::histogram!("botledger_journal_batch_events").record(events as f64);
                 metrics::counter!("botledger_journal_appended_total").increment(events as u64);
                 return Written { requests: batch.into_iter().zip(outcomes).collect() };
@@ -188,7 +196,10 @@ async fn write(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Written
             }
             Cause::Refused => {
                 return Written {
-                    requests: batch.into_iter().map(|r| (r, Err(AppendError::Invalid { source: again(&error) }))).collect(),
+                    requests: batch
+                        .into_iter()
+                        .map(|r| (r, Err(AppendError::Invalid { source: again(&error) })))
+                        .collect(),
                 };
             }
         }
@@ -276,7 +287,11 @@ async fn find_written(link: &mut Link, sets: &[&AppendSet]) -> Result<Vec<Option
 }
 
 /// Makes finished batches durable with one flush for all that wait, then answers their callers.
-async fn flush(options: std::sync::Arc<PgConnectOptions>, config: JournalConfig, mut finished: mpsc::Receiver<Written>) {
+async fn flush(
+    options: std::sync::Arc<PgConnectOptions>,
+    config: JournalConfig,
+    mut finished: mpsc::Receiver<Written>,
+) {
     let mut link = Link::new(options, "on");
     while let Some(first) = finished.recv().await {
         let mut batches = vec![first];
@@ -304,7 +319,9 @@ async fn flush(options: std::sync::Arc<PgConnectOptions>, config: JournalConfig,
 /// A commit that waits for the disk, and with it everything committed before. It changes nothing.
 async fn durable_mark(link: &mut Link) -> Result<(), sqlx::Error> {
     let connection = link.get().await?;
-    sqlx::query!("SELECT pg_logical_emit_message(true, 'botledger', '')::text AS mark").fetch_one(connection).await?;
+    sqlx::query!("SELECT pg_logical_emit_message(true, 'botledger', '')::text AS mark")
+        .fetch_one(connection)
+        .await?;
     Ok(())
 }
 
@@ -334,9 +351,15 @@ async fn verify(link: &mut Link, batch: Written, error: &sqlx::Error, limit: Dur
     }
 }
 
-async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+async fn bounded<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
     timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the database did not answer in time")))
+        Err(sqlx::Error::Io(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            "the database did not answer in time",
+        )))
     })
 }
 
@@ -356,7 +379,9 @@ impl Cause {
             sqlx::Error::Database(refusal) => match refusal.code().as_deref() {
                 Some("23505" | "40001" | "40P01") => Self::Race,
                 // Class 57 is an administrator's or a crash's shutdown, 53 a full disk or memory, 08 a connection.
-                Some(code) if code.starts_with("57") || code.starts_with("53") || code.starts_with("08") => Self::Lost,
+                Some(code) if code.starts_with("57") || code.starts_with("53") || code.starts_with("08") => {
+                    Self::Lost
+                }
                 _ => Self::Refused,
             },
             sqlx::Error::Encode(_) | sqlx::Error::ColumnDecode { .. } => Self::Refused,
@@ -455,7 +480,10 @@ impl Columns {
 
 /// Writes the sets in one transaction. The outer error is about all of them, the inner ones each
 /// about its own.
-async fn append(link: &mut Link, sets: &[&AppendSet]) -> Result<Vec<Result<Receipt, AppendError>>, sqlx::Error> {
+async fn append(
+    link: &mut Link,
+    sets: &[&AppendSet],
+) -> Result<Vec<Result<Receipt, AppendError>>, sqlx::Error> {
     let c = Columns::of(sets);
     let connection = link.get().await?;
     // Not `query!`: the arrays of fences, keys and places hold NULLs, which the macro has no type for.
@@ -504,9 +532,12 @@ async fn append(link: &mut Link, sets: &[&AppendSet]) -> Result<Vec<Result<Recei
                 set.versions_after(),
                 false,
             )),
-            "duplicate" => {
-                Ok(Receipt::of_range(row.try_get("first_position")?, row.try_get("event_count")?, vec![], true))
-            }
+            "duplicate" => Ok(Receipt::of_range(
+                row.try_get("first_position")?,
+                row.try_get("event_count")?,
+                vec![],
+                true,
+            )),
             "fenced" => {
                 let (bot, epoch) = set.fence.expect("only sets with a fence are fenced");
                 Err(AppendError::Fenced { bot, epoch })
@@ -519,7 +550,12 @@ async fn append(link: &mut Link, sets: &[&AppendSet]) -> Result<Vec<Result<Recei
                     .iter()
                     .find(|((t, id), _)| *t == aggregate_type && *id == aggregate_id)
                     .map_or(0, |(_, version)| *version);
-                Err(AppendError::Conflict { aggregate_type, aggregate_id, expected, actual: row.try_get("actual")? })
+                Err(AppendError::Conflict {
+                    aggregate_type,
+                    aggregate_id,
+                    expected,
+                    actual: row.try_get("actual")?,
+                })
             }
         });
     }
