@@ -134,7 +134,11 @@ async fn down(layout: &Layout) -> Result<u8> {
         tokio::time::sleep(POLL).await;
     };
     if !told.holder_is_alive() {
-        bail!("pid {} is not the process that wrote {}: not touching it", told.pid, state::state_path(layout).display());
+        bail!(
+            "pid {} is not the process that wrote {}: not touching it",
+            told.pid,
+            state::state_path(layout).display()
+        );
     }
     progress.step(format!("stopping pid {}", told.pid));
     supervise::signal_pid(told.pid, Signal::TERM);

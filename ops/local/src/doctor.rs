@@ -11,6 +11,7 @@ use crate::migrate::{self, OLDEST_MAJOR};
 use crate::postgres::{self, Binaries};
 use crate::progress::say;
 use crate::redis::{self, Binary};
+use crate::services::Given;
 use crate::state;
 
 /// Below this much free disk a run is likely to fail soon.
@@ -78,7 +79,7 @@ pub async fn doctor(root: Option<&Path>, as_json: bool) -> Result<u8> {
 
 /// Everything worth looking at.
 pub async fn findings(root: Option<&Path>) -> Vec<Finding> {
-    let mut findings = vec![cargo()];
+    let mut findings = vec![cargo(), compiler()];
     let layout = match Layout::discover(root) {
         Ok(layout) => layout,
         Err(error) => {
@@ -87,7 +88,11 @@ pub async fn findings(root: Option<&Path>) -> Vec<Finding> {
         }
     };
     findings.push(match layout.note() {
-        Some(note) => Finding::warning("folders", note, "move the project to where that user can enter, if this matters"),
+        Some(note) => Finding::warning(
+            "folders",
+            note,
+            "move the project to where that user can enter, if this matters",
+        ),
         None => Finding::ok("folders", layout.home.display().to_string()),
     });
     findings.push(disk(&layout));
@@ -100,7 +105,20 @@ pub async fn findings(root: Option<&Path>) -> Vec<Finding> {
 fn cargo() -> Finding {
     match install::version_line("cargo") {
         Some(version) => Finding::ok("cargo", version),
-        None => Finding::problem("cargo", "not on PATH", "install Rust: https://rustup.rs, then open a new shell"),
+        None => {
+            Finding::problem("cargo", "not on PATH", "install Rust: https://rustup.rs, then open a new shell")
+        }
+    }
+}
+
+fn compiler() -> Finding {
+    match install::on_path("cc") {
+        Some(path) => Finding::ok("compiler", path.display().to_string()),
+        None => Finding::problem(
+            "compiler",
+            "no C compiler (cc) on PATH",
+            "apt-get install gcc libc6-dev, or Xcode's tools",
+        ),
     }
 }
 
@@ -111,7 +129,11 @@ fn disk(layout: &Layout) -> Finding {
             let free = stat.f_bavail * stat.f_frsize;
             let detail = format!("{:.1} GiB free for {}", free as f64 / f64::from(1 << 30), folder.display());
             if free < DISK_MIN_BYTES {
-                Finding::problem("disk", detail, "free at least 2 GiB: PostgreSQL stops when it cannot write its log")
+                Finding::problem(
+                    "disk",
+                    detail,
+                    "free at least 2 GiB: PostgreSQL stops when it cannot write its log",
+                )
             } else {
                 Finding::ok("disk", detail)
             }
@@ -121,7 +143,7 @@ fn disk(layout: &Layout) -> Finding {
 }
 
 async fn database(layout: &Layout) -> Finding {
-    if let Ok(url) = std::env::var("DATABASE_URL") {
+    if let Some(url) = Given::from_environment().database_url {
         return given_database(&url).await;
     }
     let existing = postgres::existing_majors(&layout.clusters);
@@ -143,7 +165,11 @@ async fn given_database(url: &str) -> Finding {
         Ok(connection) => connection,
         // The error of sqlx names no password.
         Err(error) => {
-            return Finding::problem(CHECK, format!("DATABASE_URL: {error}"), "start that server, or unset DATABASE_URL");
+            return Finding::problem(
+                CHECK,
+                format!("DATABASE_URL: {error}"),
+                "start that server, or unset DATABASE_URL",
+            );
         }
     };
     let version = migrate::server_version_num(&mut connection).await.unwrap_or(0);
@@ -154,7 +180,11 @@ async fn given_database(url: &str) -> Finding {
     connection.close().await.ok();
     let detail = format!("DATABASE_URL: PostgreSQL {}.{}", version / 10_000, version % 10_000);
     if version / 10_000 < OLDEST_MAJOR {
-        Finding::problem(CHECK, detail, format!("upgrade it to {OLDEST_MAJOR} or newer, or unset DATABASE_URL"))
+        Finding::problem(
+            CHECK,
+            detail,
+            format!("upgrade it to {OLDEST_MAJOR} or newer, or unset DATABASE_URL"),
+        )
     } else if superuser {
         Finding::warning(
             CHECK,
@@ -170,12 +200,14 @@ async fn given_database(url: &str) -> Finding {
 }
 
 async fn cache() -> Finding {
-    if let Ok(url) = std::env::var("REDIS_URL") {
+    if let Some(url) = Given::from_environment().redis_url {
         return match redis::ping(&url).await {
             Ok(()) => Finding::ok("redis", "REDIS_URL answers"),
-            Err(error) => {
-                Finding::problem("redis", format!("REDIS_URL: {error:#}"), "start that server, or unset REDIS_URL")
-            }
+            Err(error) => Finding::problem(
+                "redis",
+                format!("REDIS_URL: {error:#}"),
+                "start that server, or unset REDIS_URL",
+            ),
         };
     }
     match Binary::find() {
@@ -183,7 +215,8 @@ async fn cache() -> Finding {
         Ok(None) => Finding::problem(
             "redis",
             "no server program found",
-            install::advice(&[Missing::Redis]).unwrap_or_else(|| "install Redis, or set REDIS_URL".to_owned()),
+            install::advice(&[Missing::Redis])
+                .unwrap_or_else(|| "install Redis, or set REDIS_URL".to_owned()),
         ),
         Err(error) => Finding::problem("redis", error.to_string(), "upgrade it, or set REDIS_URL"),
     }
@@ -194,8 +227,14 @@ fn running(layout: &Layout) -> Finding {
         return Finding::ok("running", "nothing is running here");
     }
     match state::read(layout) {
-        Ok(Some(told)) if told.holder_is_alive() => Finding::ok("running", format!("pid {}, {:?}", told.pid, told.phase)),
-        Ok(_) => Finding::warning("running", "the lock is held, but not by who says so", "ops/status, then ops/down"),
+        Ok(Some(told)) if told.holder_is_alive() => {
+            Finding::ok("running", format!("pid {}, {:?}", told.pid, told.phase))
+        }
+        Ok(_) => Finding::warning(
+            "running",
+            "the lock is held, but not by who says so",
+            "ops/status, then ops/down",
+        ),
         Err(error) => Finding::warning("running", format!("{error:#}"), "look as the user that started it"),
     }
 }

@@ -115,7 +115,9 @@ pub async fn install(missing: &[Missing], yes: bool, logs: &Path, progress: &Pro
     progress.step(format!("installing {names}: {line}"));
     let log = logs.join("install.log");
     for command in &commands {
-        let Some(program) = on_path(&command[0]) else { bail!("`{}` is not here. As root, run: {line}", command[0]) };
+        let Some(program) = on_path(&command[0]) else {
+            bail!("`{}` is not here. As root, run: {line}", command[0])
+        };
         // With a terminal sudo may ask for the password; without one it must not hang.
         let arguments: Vec<String> = if command[0] == "sudo" && yes {
             std::iter::once("-n".to_owned()).chain(command[1..].iter().cloned()).collect()
@@ -161,7 +163,10 @@ mod tests {
         let packages = Manager::Apt.packages(&[Missing::Postgres(Some(15)), Missing::Redis]);
         assert_eq!(packages, ["postgresql-15", "redis-tools"]);
         let as_root = Manager::Apt.commands(&packages, true);
-        assert_eq!(as_root[1].join(" "), "apt-get install -y --no-install-recommends postgresql-15 redis-tools");
+        assert_eq!(
+            as_root[1].join(" "),
+            "apt-get install -y --no-install-recommends postgresql-15 redis-tools"
+        );
         assert_eq!(Manager::Apt.commands(&packages, false)[0].join(" "), "sudo apt-get update");
         assert_eq!(Manager::Brew.commands(&["redis".to_owned()], false), [["brew", "install", "redis"]]);
     }

@@ -45,7 +45,9 @@ impl Layout {
     pub fn discover(root: Option<&Path>) -> Result<Self> {
         let here = std::env::current_dir().context("the current folder cannot be read")?;
         let root = match root {
-            Some(root) => fs::canonicalize(root).with_context(|| format!("no such folder: {}", root.display()))?,
+            Some(root) => {
+                fs::canonicalize(root).with_context(|| format!("no such folder: {}", root.display()))?
+            }
             None => here
                 .ancestors()
                 .find(|folder| folder.join(".local").is_dir() || folder.join("Cargo.lock").is_file())

@@ -3,7 +3,8 @@
 //!
 //! Here: finding, installing, starting, holding and stopping local services and the processes of an
 //! [`Application`]; the embedded migrations. Never here: anything about bots, events or configuration
-//! of the product; a process started outside [`supervise`] (it would outlive a killed parent).
+//! of the product; a query macro (this crate has to compile before a database exists, because it
+//! starts the one that the others' queries are checked against); a process started outside [`supervise`] (it would outlive a killed parent).
 //!
 //! To add one more service: a file like `redis.rs` that says how to find, launch and probe it, a
 //! [`supervise::Launch`] in `services.rs`, and a finding in `doctor.rs`.
@@ -27,5 +28,5 @@ pub mod up;
 
 pub use cli::{LocalCommand, run};
 pub use layout::Layout;
-pub use services::Environment;
+pub use services::{Environment, Given};
 pub use up::{Application, Outcome, Plan, Program};

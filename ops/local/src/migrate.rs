@@ -26,7 +26,8 @@ pub struct Migrated {
 /// When the server is unreachable or too old, the database belongs to a newer build, an applied
 /// migration was edited since, or one fails.
 pub async fn migrate(url: &str) -> Result<Migrated> {
-    let mut connection = PgConnection::connect(url).await.context("could not connect to the database to migrate")?;
+    let mut connection =
+        PgConnection::connect(url).await.context("could not connect to the database to migrate")?;
     let version = server_version_num(&mut connection).await?;
     if version / 10_000 < OLDEST_MAJOR {
         bail!(
@@ -55,9 +56,8 @@ pub async fn server_version_num(connection: &mut PgConnection) -> Result<u32> {
 
 async fn applied(connection: &mut PgConnection) -> usize {
     // The table does not exist before the first run.
-    let count: Result<i64, _> = sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations WHERE success")
-        .fetch_one(connection)
-        .await;
+    let count: Result<i64, _> =
+        sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations WHERE success").fetch_one(connection).await;
     count.ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
 }
 

@@ -228,10 +228,18 @@ impl Cluster {
         let password_file = self.run.join("initdb-password");
         crate::secrets::write_private(&password_file, &self.password)?;
         self.run_as.own(&password_file)?;
-        let mut launch = Launch::new("initdb", self.binaries.bin.join("initdb"), Output::Log(self.log.clone()))
-            .args(["-D".into(), fresh.clone().into_os_string()])
-            .args(["-U", SUPERUSER, "--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", "--no-instructions"])
-            .args([format!("--pwfile={}", password_file.display())]);
+        let mut launch =
+            Launch::new("initdb", self.binaries.bin.join("initdb"), Output::Log(self.log.clone()))
+                .args(["-D".into(), fresh.clone().into_os_string()])
+                .args([
+                    "-U",
+                    SUPERUSER,
+                    "--encoding=UTF8",
+                    "--locale=C",
+                    "--auth=scram-sha-256",
+                    "--no-instructions",
+                ])
+                .args([format!("--pwfile={}", password_file.display())]);
         if !self.durable {
             launch = launch.args(["--no-sync"]);
         }
@@ -240,7 +248,11 @@ impl Cluster {
         let status = launch.start()?.wait().await;
         fs::remove_file(&password_file).ok();
         if !status.success() {
-            bail!("initdb failed ({status}); from {}:\n{}", self.log.display(), supervise::log_tail(&self.log, 12));
+            bail!(
+                "initdb failed ({status}); from {}:\n{}",
+                self.log.display(),
+                supervise::log_tail(&self.log, 12)
+            );
         }
         fs::rename(&fresh, &self.data)?;
         Ok(true)
@@ -264,12 +276,14 @@ impl Cluster {
         ];
         if !self.durable {
             settings.extend(
-                ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "autovacuum=off"].map(str::to_owned),
+                ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "autovacuum=off"]
+                    .map(str::to_owned),
             );
         }
-        let mut launch = Launch::new("postgres", self.binaries.bin.join("postgres"), Output::Log(self.log.clone()))
-            .args(["-D".into(), self.data.clone().into_os_string()])
-            .args(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
+        let mut launch =
+            Launch::new("postgres", self.binaries.bin.join("postgres"), Output::Log(self.log.clone()))
+                .args(["-D".into(), self.data.clone().into_os_string()])
+                .args(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
         launch.run_as = self.run_as;
         launch.folder = Some(PathBuf::from("/"));
         // Fast shutdown: the postmaster ends its backends and closes the data properly.
@@ -323,7 +337,8 @@ impl Cluster {
                 }
                 Err(error) if began.elapsed() > START_PATIENCE => {
                     process.stop(STOP).await;
-                    return Err(error).with_context(|| format!("PostgreSQL did not answer within {START_PATIENCE:?}"));
+                    return Err(error)
+                        .with_context(|| format!("PostgreSQL did not answer within {START_PATIENCE:?}"));
                 }
                 Err(_) => tokio::time::sleep(POLL).await,
             }
@@ -408,7 +423,10 @@ impl Cluster {
         let mut connection = self.connect(DATABASE).await?;
         ensure_role(&mut connection, APP, password, "NOSUPERUSER NOCREATEDB NOCREATEROLE").await?;
         let sql = format!("GRANT {WRITER} TO {APP}");
-        sqlx::raw_sql(&sql).execute(&mut connection).await.context("could not grant the product its rights")?;
+        sqlx::raw_sql(&sql)
+            .execute(&mut connection)
+            .await
+            .context("could not grant the product its rights")?;
         connection.close().await.ok();
         Ok(())
     }
@@ -438,14 +456,22 @@ impl Cluster {
 const DATABASE_OF_SUPERUSER: &str = "postgres";
 
 /// `role` and `attributes` are our own constants; the password is hex, so it needs no quoting.
-async fn ensure_role(connection: &mut PgConnection, role: &str, password: &str, attributes: &str) -> Result<()> {
+async fn ensure_role(
+    connection: &mut PgConnection,
+    role: &str,
+    password: &str,
+    attributes: &str,
+) -> Result<()> {
     let exists: Option<i32> = sqlx::query_scalar("SELECT 1 FROM pg_roles WHERE rolname = $1")
         .bind(role)
         .fetch_optional(&mut *connection)
         .await?;
     let verb = if exists.is_some() { "ALTER" } else { "CREATE" };
     let sql = format!("{verb} ROLE {role} LOGIN {attributes} PASSWORD '{password}'");
-    sqlx::raw_sql(&sql).execute(connection).await.with_context(|| format!("could not set up the role {role}"))?;
+    sqlx::raw_sql(&sql)
+        .execute(connection)
+        .await
+        .with_context(|| format!("could not set up the role {role}"))?;
     Ok(())
 }
 

@@ -33,7 +33,8 @@ impl Binary {
     /// # Errors
     /// When one is found but too old.
     pub fn find() -> Result<Option<Self>> {
-        let mut candidates: Vec<PathBuf> = std::env::var_os("REDIS_BIN").map(PathBuf::from).into_iter().collect();
+        let mut candidates: Vec<PathBuf> =
+            std::env::var_os("REDIS_BIN").map(PathBuf::from).into_iter().collect();
         let path = std::env::var_os("PATH").unwrap_or_default();
         for folder in std::env::split_paths(&path).chain(["/opt/homebrew/bin".into(), "/usr/bin".into()]) {
             // Debian's redis-tools holds the server under this name and starts no service of its own.
@@ -130,13 +131,18 @@ impl Server {
         let began = Instant::now();
         loop {
             if let Some(status) = process.ended() {
-                bail!("Redis ended ({status}); from {}:\n{}", self.log.display(), supervise::log_tail(&self.log, 8));
+                bail!(
+                    "Redis ended ({status}); from {}:\n{}",
+                    self.log.display(),
+                    supervise::log_tail(&self.log, 8)
+                );
             }
             match ping(&self.url()).await {
                 Ok(()) => return Ok(process),
                 Err(error) if began.elapsed() > START_PATIENCE => {
                     process.stop(STOP).await;
-                    return Err(error).with_context(|| format!("Redis did not answer within {START_PATIENCE:?}"));
+                    return Err(error)
+                        .with_context(|| format!("Redis did not answer within {START_PATIENCE:?}"));
                 }
                 Err(_) => tokio::time::sleep(POLL).await,
             }
@@ -154,7 +160,9 @@ pub async fn ping(url: &str) -> Result<()> {
         let mut connection = client.get_multiplexed_async_connection().await?;
         redis::cmd("PING").query_async::<String>(&mut connection).await
     };
-    tokio::time::timeout(Duration::from_secs(2), exchange).await.context("no answer from Redis within 2 s")??;
+    tokio::time::timeout(Duration::from_secs(2), exchange)
+        .await
+        .context("no answer from Redis within 2 s")??;
     Ok(())
 }
 

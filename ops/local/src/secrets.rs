@@ -43,7 +43,10 @@ impl Secrets {
             Ok(text) => {
                 let secret = text.trim().to_owned();
                 if secret.len() < 32 || !secret.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-                    bail!("{} does not hold a secret of ours: restore it, or run `ops/reset`", path.display());
+                    bail!(
+                        "{} does not hold a secret of ours: restore it, or run `ops/reset`",
+                        path.display()
+                    );
                 }
                 Ok(secret)
             }

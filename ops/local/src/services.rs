@@ -58,6 +58,30 @@ pub struct Environment {
     pub secrets: Secrets,
 }
 
+/// Servers that are there already and are to be used instead of private ones.
+#[derive(Clone, Default)]
+pub struct Given {
+    /// The product's connection.
+    pub database_url: Option<String>,
+    /// The owner's connection; the product's when `None`.
+    pub migrate_url: Option<String>,
+    /// Redis.
+    pub redis_url: Option<String>,
+}
+
+impl Given {
+    /// From `BOTLEDGER_DATABASE__URL` or `DATABASE_URL`, `BOTLEDGER_DATABASE__MIGRATE_URL`,
+    /// `BOTLEDGER_REDIS__URL` or `REDIS_URL`. Empty variables count as absent.
+    pub fn from_environment() -> Self {
+        let variable = |name: &str| std::env::var(name).ok().filter(|url| !url.is_empty());
+        Self {
+            database_url: variable("BOTLEDGER_DATABASE__URL").or_else(|| variable("DATABASE_URL")),
+            migrate_url: variable("BOTLEDGER_DATABASE__MIGRATE_URL"),
+            redis_url: variable("BOTLEDGER_REDIS__URL").or_else(|| variable("REDIS_URL")),
+        }
+    }
+}
+
 type Starting = Pin<Box<dyn Future<Output = Result<Process>> + Send>>;
 
 /// Starts a process again after it ended by itself.
@@ -147,17 +171,16 @@ impl Services {
     /// be migrated. What was started is left to [`supervise::stop_everything`].
     pub async fn start(
         layout: Layout,
+        given: Given,
         yes: bool,
         progress: &Progress,
         failures: mpsc::UnboundedSender<String>,
     ) -> Result<Self> {
         let secrets = Secrets::open(layout.secrets())?;
-        let given_database = url_from_env("DATABASE_URL");
-        let given_redis = url_from_env("REDIS_URL");
         let (postgres, redis) =
-            programs(&layout, given_database.is_none(), given_redis.is_none(), yes, progress).await?;
-        let database = database(&layout, given_database, postgres, &secrets, progress, &failures);
-        let cache = cache(&layout, given_redis, redis, &secrets, progress, &failures);
+            programs(&layout, given.database_url.is_none(), given.redis_url.is_none(), yes, progress).await?;
+        let database = database(&layout, &given, postgres, &secrets, progress, &failures);
+        let cache = cache(&layout, &given, redis, &secrets, progress, &failures);
         let (database, cache) = tokio::try_join!(database, cache)?;
         let environment = Environment {
             layout,
@@ -170,10 +193,6 @@ impl Services {
         };
         Ok(Self { environment, keepers: database.keeper.into_iter().chain(cache.keeper).collect() })
     }
-}
-
-fn url_from_env(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|url| !url.is_empty())
 }
 
 /// Finds the programs that are needed, installing what is missing where that is allowed.
@@ -194,7 +213,9 @@ pub async fn programs(
             // Data of a version that is not here: that version can be installed, like nothing at all.
             match postgres::choose(&found, &existing) {
                 Ok(choice) => choice,
-                Err(error) if found.iter().any(|binaries| existing.contains(&binaries.major)) => return Err(error),
+                Err(error) if found.iter().any(|binaries| existing.contains(&binaries.major)) => {
+                    return Err(error);
+                }
                 Err(error) if existing.is_empty() => return Err(error),
                 Err(_) => None,
             }
@@ -221,7 +242,9 @@ pub async fn programs(
     }
     let (postgres, redis) = look()?;
     if want_postgres && postgres.is_none() {
-        bail!("PostgreSQL was installed but is not found: name the folder of `postgres` and `initdb` in PG_BIN");
+        bail!(
+            "PostgreSQL was installed but is not found: name the folder of `postgres` and `initdb` in PG_BIN"
+        );
     }
     if want_redis && redis.is_none() {
         bail!("Redis was installed but is not found: name the server program in REDIS_BIN");
@@ -238,15 +261,15 @@ struct Database {
 
 async fn database(
     layout: &Layout,
-    given: Option<String>,
+    given: &Given,
     binaries: Option<Binaries>,
     secrets: &Secrets,
     progress: &Progress,
     failures: &mpsc::UnboundedSender<String>,
 ) -> Result<Database> {
     let Some(binaries) = binaries else {
-        let app_url = given.context("neither DATABASE_URL nor PostgreSQL programs")?;
-        let owner_url = url_from_env("BOTLEDGER_DATABASE__MIGRATE_URL").unwrap_or_else(|| app_url.clone());
+        let app_url = given.database_url.clone().context("neither DATABASE_URL nor PostgreSQL programs")?;
+        let owner_url = given.migrate_url.clone().unwrap_or_else(|| app_url.clone());
         let migrated = migrate::migrate(&owner_url).await?;
         progress.step(format!("PostgreSQL from DATABASE_URL, {}", told(migrated)));
         return Ok(Database { app_url, owner_url, origin: Origin::Given, keeper: None });
@@ -299,14 +322,14 @@ struct Cache {
 
 async fn cache(
     layout: &Layout,
-    given: Option<String>,
+    given: &Given,
     binary: Option<Binary>,
     secrets: &Secrets,
     progress: &Progress,
     failures: &mpsc::UnboundedSender<String>,
 ) -> Result<Cache> {
     let Some(binary) = binary else {
-        let url = given.context("neither REDIS_URL nor a Redis program")?;
+        let url = given.redis_url.clone().context("neither REDIS_URL nor a Redis program")?;
         redis::ping(&url).await.context("REDIS_URL is set, but Redis does not answer there")?;
         progress.step("Redis from REDIS_URL");
         return Ok(Cache { url, origin: Origin::Given, keeper: None });

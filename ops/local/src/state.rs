@@ -91,12 +91,12 @@ pub fn read(layout: &Layout) -> Result<Option<UpState>> {
     let path = state_path(layout);
     match fs::read(&path) {
         Ok(bytes) => Ok(Some(
-            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged: remove it", path.display()))?,
+            serde_json::from_slice(&bytes)
+                .with_context(|| format!("{} is damaged: remove it", path.display()))?,
         )),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => {
-            Err(error).with_context(|| format!("could not read {}: was it started by another user?", path.display()))
-        }
+        Err(error) => Err(error)
+            .with_context(|| format!("could not read {}: was it started by another user?", path.display())),
     }
 }
 

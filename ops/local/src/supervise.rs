@@ -224,10 +224,8 @@ pub async fn stop_everything() {
     processes.sort_by_key(|process| process.stop_order);
     for mut process in processes {
         if process.ended().is_none() {
-            let steps = [
-                (process.death_signal, Duration::from_secs(20)),
-                (Signal::QUIT, Duration::from_secs(5)),
-            ];
+            let steps =
+                [(process.death_signal, Duration::from_secs(20)), (Signal::QUIT, Duration::from_secs(5))];
             process.stop(&steps).await;
         }
     }

@@ -105,7 +105,8 @@ struct Place {
 
 impl Place {
     fn create(layout: &Layout) -> Result<Self> {
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| layout.root.join("target"), PathBuf::from);
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| layout.root.join("target"), PathBuf::from);
         // Services that run as another user need a way in.
         let parent = if target.is_dir() && layout.run_as.barred_at(&target).is_none() {
             target
@@ -149,4 +150,3 @@ fn remove_leftovers(parent: &Path) {
         }
     }
 }
-

@@ -10,12 +10,12 @@ use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::http;
 use crate::layout::Layout;
 use crate::progress::{Progress, framed, say};
-use crate::services::{Environment, Keeper, Origin, Services, Starter};
+use crate::services::{Environment, Given, Keeper, Origin, Services, Starter};
 use crate::state::{self, Phase, UpState};
 use crate::supervise::{self, Launch, Process};
-use crate::http;
 
 const READY_PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
@@ -55,6 +55,11 @@ pub enum Outcome {
 /// The product, as far as `up` has to know it.
 #[async_trait]
 pub trait Application: Send + Sync {
+    /// Servers to use instead of private ones.
+    fn given(&self) -> Given {
+        Given::from_environment()
+    }
+
     /// Which programs to run, now that the services answer and the database is migrated.
     ///
     /// # Errors
@@ -151,7 +156,8 @@ async fn hold(layout: Layout, yes: bool, application: &dyn Application, progress
     state::write(&layout, &told)?;
 
     let (failures, mut failed) = mpsc::unbounded_channel();
-    let services = Services::start(layout.clone(), yes, &progress, failures.clone()).await?;
+    let services =
+        Services::start(layout.clone(), application.given(), yes, &progress, failures.clone()).await?;
     let environment = &services.environment;
     let plan = application.plan(environment, &progress).await?;
     let mut keepers = Vec::new();
@@ -198,7 +204,11 @@ fn places(environment: &Environment) -> Vec<(String, String)> {
     ]
 }
 
-async fn start(program: Program, progress: &Progress, failures: mpsc::UnboundedSender<String>) -> Result<Keeper> {
+async fn start(
+    program: Program,
+    progress: &Progress,
+    failures: mpsc::UnboundedSender<String>,
+) -> Result<Keeper> {
     let name = program.launch.name;
     let process = start_ready(&program).await?;
     progress.step(format!("{name} is ready"));
@@ -218,7 +228,11 @@ async fn start_ready(program: &Program) -> Result<Process> {
     let began = Instant::now();
     loop {
         if let Some(status) = process.ended() {
-            bail!("{name} ended ({status}); from {}:\n{}", program.log.display(), supervise::log_tail(&program.log, 12));
+            bail!(
+                "{name} ended ({status}); from {}:\n{}",
+                program.log.display(),
+                supervise::log_tail(&program.log, 12)
+            );
         }
         let answer = http::get(address, path).await;
         if matches!(answer, Ok((200, _))) {

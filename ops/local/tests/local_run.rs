@@ -179,15 +179,22 @@ fn the_product_connects_as_a_role_that_cannot_touch_the_ledger() {
     let _held = project.hold();
     run_async(async {
         let mut connection = PgConnection::connect(&project.row("DATABASE_URL")).await.unwrap();
-        let superuser: bool = sqlx::query_scalar("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
-            .fetch_one(&mut connection)
-            .await
-            .unwrap();
+        let superuser: bool =
+            sqlx::query_scalar("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
         assert!(!superuser);
         sqlx::query("SELECT count(*) FROM events").execute(&mut connection).await.unwrap();
-        for forbidden in ["DELETE FROM events", "UPDATE events SET position = 1", "TRUNCATE events", "DROP TABLE events"] {
+        for forbidden in
+            ["DELETE FROM events", "UPDATE events SET position = 1", "TRUNCATE events", "DROP TABLE events"]
+        {
             let error = sqlx::query(forbidden).execute(&mut connection).await.unwrap_err();
-            assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("42501"), "{forbidden}: {error}");
+            assert_eq!(
+                error.as_database_error().unwrap().code().as_deref(),
+                Some("42501"),
+                "{forbidden}: {error}"
+            );
         }
     });
 }
@@ -210,7 +217,10 @@ fn a_command_gets_services_of_its_own_and_its_exit_code_comes_back() {
 fn killing_a_throwaway_run_ends_its_servers_and_its_command() {
     let project = Project::new("throwaway-killed");
     let note = project.0.join("pids");
-    let script = format!("head -1 \"$DATA/postmaster.pid\" > {0}.new; echo $$ >> {0}.new; mv {0}.new {0}; exec sleep 600", note.display());
+    let script = format!(
+        "head -1 \"$DATA/postmaster.pid\" > {0}.new; echo $$ >> {0}.new; mv {0}.new {0}; exec sleep 600",
+        note.display()
+    );
     let mut command = project.command(&["services"]);
     // The data folder is named after the process id, which we only know afterwards.
     let script = format!("DATA=$(ls -d \"$TMPDIR\"/services-*/pg); {script}");
@@ -219,7 +229,8 @@ fn killing_a_throwaway_run_ends_its_servers_and_its_command() {
     command.env("TMPDIR", &scratch).args(["--", "/bin/sh", "-c", &script]);
     let mut child = command.spawn().unwrap();
     wait_for("the command to run", || note.exists());
-    let pids: Vec<u32> = fs::read_to_string(&note).unwrap().lines().map(|line| line.parse().unwrap()).collect();
+    let pids: Vec<u32> =
+        fs::read_to_string(&note).unwrap().lines().map(|line| line.parse().unwrap()).collect();
     assert_eq!(pids.len(), 2);
     assert!(pids.iter().all(|pid| is_alive(*pid)));
     signal_pid(child.id(), Signal::KILL);
@@ -243,8 +254,10 @@ fn data_of_another_major_version_is_refused_with_the_way_out() {
 }
 
 fn list(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }

@@ -1,0 +1,395 @@
+//! Everything that can be set, in one documented value.
+//!
+//! Rising priority: the defaults below, a TOML file (`--config`, else `./botledger.toml` if there is
+//! one), environment variables `BOTLEDGER_<SECTION>__<KEY>`, flags `--set section.key=value`.
+//! `DATABASE_URL` and `REDIS_URL` count as `database.url` and `redis.url` where nothing above the file
+//! says otherwise. Unknown keys are refused with the nearest known one. Secrets come from the
+//! environment or from a file named by their `…_file` twin, never from the TOML file or a flag.
+//!
+//! To add a setting: a documented field with a default here, a rule in `config/check.rs` if not every
+//! value makes sense. Names end in their unit (`_s`, `_ms`, `_tokens`).
+
+mod check;
+mod load;
+mod secret;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use check::problems;
+pub use load::{ConfigError, Effective, Loaded, Origin, Sources};
+pub use secret::Secret;
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub instance: Instance,
+    pub database: Database,
+    pub redis: Redis,
+    pub http: Http,
+    pub telegram: Telegram,
+    pub ollama: Ollama,
+    pub limits: Limits,
+    pub quota: Quota,
+    pub keys: Keys,
+    pub auth: Auth,
+    pub bots: Bots,
+    pub log: Log,
+}
+
+/// This process among others.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Instance {
+    /// Shown in logs and metrics; 1-64 characters. The id that fences is made anew at every start.
+    pub name: String,
+    /// How long a stopping process may finish what it began, in seconds.
+    pub drain_timeout_s: u64,
+}
+
+/// PostgreSQL.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Database {
+    /// `postgres://…` of the running product's role (a member of `botledger_writer`). Secret.
+    pub url: Secret,
+    /// File that holds `url`.
+    pub url_file: Option<PathBuf>,
+    /// `postgres://…` of the owner, used by `migrate` only; `url` when empty. Secret.
+    pub migrate_url: Secret,
+    /// File that holds `migrate_url`.
+    pub migrate_url_file: Option<PathBuf>,
+    /// Connections of this process, 4-1000.
+    pub max_connections: u32,
+    /// Longest wait for a free connection, in seconds; then the caller gets 503.
+    pub acquire_timeout_s: u64,
+}
+
+/// Redis. All it holds may vanish at any moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Redis {
+    /// `redis://…`, `rediss://…` or `redis+unix://…`. Secret.
+    pub url: Secret,
+    /// File that holds `url`.
+    pub url_file: Option<PathBuf>,
+    /// Longest wait for an answer, in milliseconds; then the fallback without Redis is taken.
+    pub timeout_ms: u64,
+}
+
+/// What listens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// `host:port` of the API and the webhooks.
+    pub listen: String,
+    /// `host:port` of `/livez`, `/readyz` and `/metrics`: not for the public.
+    pub admin_listen: String,
+    /// Where people reach `listen` from outside, for links; made from `listen` when empty.
+    pub public_url: String,
+    /// Largest accepted request body, in bytes.
+    pub max_body_bytes: usize,
+    /// Longest time a request may take, in seconds.
+    pub request_timeout_s: u64,
+    /// Requests served at the same time.
+    pub max_in_flight: usize,
+}
+
+/// The Telegram Bot API.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telegram {
+    /// Base URL of the Bot API server, without the token.
+    pub api_url: String,
+    /// How long one `getUpdates` waits, in seconds, 0-50.
+    pub poll_timeout_s: u64,
+    /// Public https base of webhooks; bots poll when empty.
+    pub webhook_base_url: String,
+    /// Longest wait for any other call, in seconds.
+    pub call_timeout_s: u64,
+    /// Least time between edits of a streamed answer in a private chat, in milliseconds.
+    pub edit_interval_private_ms: u64,
+    /// The same in a group, where 20 edits and sends a minute are the limit.
+    pub edit_interval_group_ms: u64,
+    /// How often the typing action is repeated; it lasts 5 s.
+    pub typing_interval_ms: u64,
+}
+
+/// The model server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ollama {
+    /// Base URL.
+    pub url: String,
+    /// Model of bots that name none.
+    pub default_model: String,
+    /// Context window, in tokens, that is asked for and never exceeded.
+    pub num_ctx: u32,
+    /// Longest answer, in tokens.
+    pub num_predict: u32,
+    /// Longest wait for a connection, in seconds.
+    pub connect_timeout_s: u64,
+    /// Longest wait for the first piece of an answer, in seconds; a model may have to be loaded.
+    pub first_token_timeout_s: u64,
+    /// Longest pause between pieces, in seconds.
+    pub idle_timeout_s: u64,
+    /// Longest time for a whole answer, in seconds.
+    pub total_timeout_s: u64,
+    /// Further tries when nothing was received yet.
+    pub retries: u32,
+    /// Largest answer that is read, in bytes.
+    pub max_answer_bytes: usize,
+}
+
+/// Token buckets for incoming messages.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Per person and bot.
+    pub user: Bucket,
+    /// Per chat and bot.
+    pub chat: Bucket,
+    /// Per bot.
+    pub bot: Bucket,
+}
+
+/// A token bucket: so many at once, refilled evenly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// Messages at once, at least 1.
+    pub burst: u32,
+    /// Messages a minute in the long run, at least 1.
+    pub per_minute: u32,
+}
+
+/// What a person gets before anyone assigned something else.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quota {
+    /// Name of the plan of new people.
+    pub default_plan: String,
+    /// Its tokens a period.
+    pub tokens: u64,
+    /// Its period: `minute`, `hour`, `day`, `week` or `month`, of UTC.
+    pub period: String,
+}
+
+/// Keys that are not in the database. Each is 32 bytes as 64 hex digits.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Keys {
+    /// Wraps the data keys of people and bots. Secret.
+    pub master_key: Secret,
+    /// File that holds `master_key`.
+    pub master_key_file: Option<PathBuf>,
+    /// Number of `master_key`, raised when it is replaced.
+    pub master_key_version: u32,
+    /// Turns Telegram ids into pseudonyms; changing it makes everyone a new person. Secret.
+    pub pseudonym_key: Secret,
+    /// File that holds `pseudonym_key`.
+    pub pseudonym_key_file: Option<PathBuf>,
+    /// Makes fingerprints of tokens and texts for comparison. Secret.
+    pub fingerprint_key: Secret,
+    /// File that holds `fingerprint_key`.
+    pub fingerprint_key_file: Option<PathBuf>,
+}
+
+/// Logins of operators.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// Signs access tokens; 32 bytes as 64 hex digits. Secret.
+    pub jwt_key: Secret,
+    /// File that holds `jwt_key`.
+    pub jwt_key_file: Option<PathBuf>,
+    /// Life of an access token, in seconds, 60-3600.
+    pub access_ttl_s: u64,
+    /// Life of a refresh token, in seconds.
+    pub refresh_ttl_s: u64,
+    /// Life of a one-time link, in seconds.
+    pub link_ttl_s: u64,
+}
+
+/// The fleet.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bots {
+    /// Turns of all bots answered at the same time by this process.
+    pub max_concurrent_turns: usize,
+    /// Bots this process runs at most.
+    pub max_bots: usize,
+    /// How long a bot stays with a process that is no longer heard of, in seconds.
+    pub lease_ttl_s: u64,
+    /// Longest pause between tries to run a bot that fails, in seconds.
+    pub retry_max_s: u64,
+    /// Turns of a session that are given to the model as context, at most.
+    pub context_turns: u32,
+}
+
+/// Logs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// A filter such as `info` or `info,botledger_bot=debug`.
+    pub level: String,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Instance {
+    fn default() -> Self {
+        Self { name: "botledger".to_owned(), drain_timeout_s: 15 }
+    }
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self {
+            url: Secret::default(),
+            url_file: None,
+            migrate_url: Secret::default(),
+            migrate_url_file: None,
+            max_connections: 32,
+            acquire_timeout_s: 5,
+        }
+    }
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self { url: Secret::default(), url_file: None, timeout_ms: 500 }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8087".to_owned(),
+            admin_listen: "127.0.0.1:8088".to_owned(),
+            public_url: String::new(),
+            max_body_bytes: 64 * 1024,
+            request_timeout_s: 30,
+            max_in_flight: 512,
+        }
+    }
+}
+
+impl Default for Telegram {
+    fn default() -> Self {
+        Self {
+            api_url: "https://api.telegram.org".to_owned(),
+            poll_timeout_s: 50,
+            webhook_base_url: String::new(),
+            call_timeout_s: 30,
+            edit_interval_private_ms: 1_500,
+            edit_interval_group_ms: 4_000,
+            typing_interval_ms: 4_000,
+        }
+    }
+}
+
+impl Default for Ollama {
+    fn default() -> Self {
+        Self {
+            url: "http://127.0.0.1:11434".to_owned(),
+            default_model: "llama3.2".to_owned(),
+            num_ctx: 8_192,
+            num_predict: 1_024,
+            connect_timeout_s: 5,
+            first_token_timeout_s: 120,
+            idle_timeout_s: 30,
+            total_timeout_s: 300,
+            retries: 2,
+            max_answer_bytes: 1024 * 1024,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            user: Bucket { burst: 5, per_minute: 20 },
+            chat: Bucket { burst: 10, per_minute: 40 },
+            bot: Bucket { burst: 200, per_minute: 6_000 },
+        }
+    }
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { default_plan: "free".to_owned(), tokens: 50_000, period: "day".to_owned() }
+    }
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            master_key: Secret::default(),
+            master_key_file: None,
+            master_key_version: 1,
+            pseudonym_key: Secret::default(),
+            pseudonym_key_file: None,
+            fingerprint_key: Secret::default(),
+            fingerprint_key_file: None,
+        }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            jwt_key: Secret::default(),
+            jwt_key_file: None,
+            access_ttl_s: 900,
+            refresh_ttl_s: 30 * 24 * 3_600,
+            link_ttl_s: 24 * 3_600,
+        }
+    }
+}
+
+impl Default for Bots {
+    fn default() -> Self {
+        Self {
+            max_concurrent_turns: 64,
+            max_bots: 1_000,
+            lease_ttl_s: 15,
+            retry_max_s: 300,
+            context_turns: 20,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+impl Config {
+    /// The owner's connection: `database.migrate_url`, or `database.url` where that is empty.
+    pub fn migrate_url(&self) -> &Secret {
+        if self.database.migrate_url.is_empty() { &self.database.url } else { &self.database.migrate_url }
+    }
+
+    /// Where people reach the API: `http.public_url`, or made from `http.listen`. Without a slash at
+    /// the end.
+    pub fn public_url(&self) -> String {
+        match self.http.public_url.trim_end_matches('/') {
+            "" => format!("http://{}", self.http.listen),
+            url => url.to_owned(),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Who may depend on whom inside the workspace (STYLE section 1). A wrong edge is named.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Each crate and the crates of ours it may use. The binary may use all.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("domain", &[]),
+    ("journal", &["domain"]),
+    ("llm", &[]),
+    ("commands", &["domain", "journal", "llm"]),
+    ("projections", &["domain"]),
+    ("api", &["domain", "commands", "projections"]),
+    ("bot", &["domain", "commands", "projections", "llm"]),
+    ("local", &[]),
+    ("sim", &[]),
+];
+/// Tests may also use the stand-ins and private services.
+const FOR_TESTS: &[&str] = &["sim", "local", "domain"];
+/// Crates from outside that a layer must not use: `api` and `bot` hold no SQL, `domain` only data.
+const FORBIDDEN_OUTSIDE: &[(&str, &[&str])] = &[
+    ("domain", &["tokio", "sqlx", "reqwest", "redis", "axum", "teloxide", "rand", "tracing"]),
+    ("llm", &["sqlx", "redis", "teloxide"]),
+    ("projections", &["redis", "reqwest", "teloxide", "axum"]),
+    ("api", &["sqlx", "redis", "teloxide"]),
+    ("bot", &["sqlx", "axum"]),
+];
+
+struct Edge {
+    from: String,
+    to: String,
+    for_tests: bool,
+}
+
+fn wrong_edges(edges: &[Edge]) -> Vec<String> {
+    let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
+    let outside: BTreeMap<&str, &[&str]> = FORBIDDEN_OUTSIDE.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for Edge { from, to, for_tests } in edges {
+        if from == "ops" {
+            continue;
+        }
+        match to.strip_prefix("botledger-") {
+            Some(to) => match allowed.get(from.as_str()) {
+                None => {
+                    wrong.push(format!("{from} is not in the table of this test: say what it may depend on"))
+                }
+                Some(allowed) if allowed.contains(&to) || (*for_tests && FOR_TESTS.contains(&to)) => {}
+                Some(allowed) => {
+                    wrong.push(format!(
+                        "{from} -> {to} is not allowed; {from} may depend on: {}",
+                        allowed.join(", ")
+                    ));
+                }
+            },
+            None if !for_tests
+                && outside.get(from.as_str()).is_some_and(|names| names.contains(&to.as_str())) =>
+            {
+                wrong.push(format!("{from} -> {to} is not allowed: that belongs into another layer"));
+            }
+            None => {}
+        }
+    }
+    wrong
+}
+
+fn edges_of_the_workspace() -> Vec<Edge> {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline", "--manifest-path", manifest])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let mut edges = Vec::new();
+    for package in packages {
+        let from = package["name"].as_str().unwrap().trim_start_matches("botledger-");
+        for dependency in package["dependencies"].as_array().unwrap() {
+            edges.push(Edge {
+                from: from.to_owned(),
+                to: dependency["name"].as_str().unwrap().to_owned(),
+                for_tests: dependency["kind"] == "dev",
+            });
+        }
+    }
+    edges
+}
+
+#[test]
+fn every_dependency_points_the_right_way() {
+    let edges = edges_of_the_workspace();
+    assert!(
+        edges.iter().any(|edge| edge.from == "commands" && edge.to == "botledger-domain"),
+        "nothing was read"
+    );
+    assert_eq!(wrong_edges(&edges), Vec::<String>::new());
+}
+
+#[test]
+fn a_wrong_edge_is_named() {
+    let edge = |from: &str, to: &str, for_tests| Edge { from: from.to_owned(), to: to.to_owned(), for_tests };
+    let wrong = wrong_edges(&[
+        edge("commands", "botledger-projections", false),
+        edge("api", "sqlx", false),
+        edge("api", "sqlx", true),
+        edge("bot", "botledger-sim", true),
+        edge("newcomer", "botledger-domain", false),
+        edge("ops", "botledger-api", false),
+    ]);
+    assert_eq!(wrong.len(), 3, "{wrong:?}");
+    assert!(wrong[0].starts_with("commands -> projections"));
+    assert!(wrong[1].starts_with("api -> sqlx"));
+    assert!(wrong[2].starts_with("newcomer"));
+}
