@@ -4,12 +4,14 @@
 //! command line cannot be read. Results go to stdout, progress and errors to stderr.
 
 pub mod config;
+pub mod local;
 pub mod migrate;
+pub mod up;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use botledger_local::LocalCommand;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Loaded, Sources};
@@ -36,6 +38,12 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The same settings as arguments for another process of this program.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let config = self.config.iter().flat_map(|file| ["--config".into(), file.clone().into_os_string()]);
+        config.chain(self.set.iter().flat_map(|set| ["--set".into(), set.into()])).collect()
+    }
+
     /// Reads the configuration of this process.
     ///
     /// # Errors
@@ -52,9 +60,9 @@ pub enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// Private services on this machine, for a local run
+    /// Run on this machine, with private services where none are given
     #[command(subcommand)]
-    Local(LocalCommand),
+    Local(local::Local),
 }
 
 impl Cli {
@@ -66,7 +74,7 @@ impl Cli {
         match self.command {
             Command::Migrate(migrate) => migrate.run(self.settings).await,
             Command::Config(command) => command.run(self.settings),
-            Command::Local(command) => botledger_local::run(command).await,
+            Command::Local(command) => command.run(self.settings).await,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::progress::{Progress, ask};
 use crate::supervise::{self, Launch, Output};
@@ -113,6 +113,7 @@ pub async fn install(missing: &[Missing], yes: bool, logs: &Path, progress: &Pro
         }
     }
     progress.step(format!("installing {names}: {line}"));
+    std::fs::create_dir_all(logs).with_context(|| format!("could not create {}", logs.display()))?;
     let log = logs.join("install.log");
     for command in &commands {
         let Some(program) = on_path(&command[0]) else {
