@@ -1,1 +1,47 @@
-//! botledger-commands
+//! Use cases: what people and the platform may ask for, who may ask, and how it gets into the ledger.
+//!
+//! Here live the use cases (one file a noun), authorisation, the sealing of personal data, rate
+//! limits and the gate. Here never live business rules (those are `domain`), read models or
+//! anything that knows Telegram or GraphQL. To add a use case: a method named with the verb of its
+//! command in the file of its noun, going through [`execute`](crate::execute) or an append set.
+
+mod app;
+mod audit;
+mod body;
+mod bot;
+mod caller;
+mod clock;
+mod credentials;
+mod error;
+pub mod execute;
+mod gate;
+mod ids;
+mod operator;
+mod quota;
+mod rate_limit;
+mod session;
+mod standing;
+mod subject;
+mod turn;
+mod vault;
+mod workspace;
+
+pub use app::{App, AppConfig, Core, describe_metrics};
+pub use audit::{Audit, AuditEntry};
+pub use body::BodyContent;
+pub use bot::{BotIdentity, Bots, NewBot, ProbeError, TelegramProbe};
+pub use caller::Caller;
+pub use clock::SystemClock;
+pub use credentials::{OneTimeSecret, Session, SessionError};
+pub use error::CommandError;
+pub use gate::{AdmittedTurn, Decision, Fence, Gate, GateDefaults, GateError};
+pub use ids::{Ids, SharedIds, SystemIds};
+pub use operator::Operators;
+pub use quota::Quotas;
+pub use rate_limit::{RateLimiter, RateRefusal};
+pub use session::Sessions;
+pub use standing::Standings;
+pub use subject::{PersonFacts, Profile, Subjects};
+pub use turn::{IncomingKind, IncomingUpdate, Received, ReceivedOutcome, StepOutcome, TurnFailure, Turns};
+pub use vault::{KeyRing, Vault, VaultError};
+pub use workspace::Workspaces;

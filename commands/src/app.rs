@@ -1,0 +1,106 @@
+use std::{sync::Arc, time::Duration};
+
+use botledger_domain::{InstanceId, SharedClock};
+use botledger_journal::{Journal, JournalConfig};
+use redis::aio::ConnectionManager;
+use sqlx::PgPool;
+
+use crate::{
+    Audit, Bots, Gate, GateDefaults, KeyRing, Operators, Quotas, RateLimiter, Sessions, SharedIds, Standings,
+    Subjects, TelegramProbe, Turns, Vault, Workspaces,
+};
+
+/// What every use case stands on.
+#[derive(Clone)]
+pub struct Core {
+    pub journal: Journal,
+    pub vault: Vault,
+    pub clock: SharedClock,
+    pub ids: SharedIds,
+    /// This process.
+    pub instance: InstanceId,
+    pub(crate) pool: PgPool,
+}
+
+/// What an [`App`] is opened with.
+pub struct AppConfig {
+    pub journal: JournalConfig,
+    pub keys: KeyRing,
+    pub gate: GateDefaults,
+    /// How long Redis may take before it counts as away.
+    pub redis_patience: Duration,
+    pub instance: InstanceId,
+}
+
+/// All use cases of a process.
+#[derive(Clone)]
+pub struct App {
+    pub core: Arc<Core>,
+    pub bots: Bots,
+    pub turns: Turns,
+    pub gate: Gate,
+    pub quotas: Quotas,
+    pub standings: Standings,
+    pub workspaces: Workspaces,
+    pub operators: Operators,
+    pub sessions: Sessions,
+    pub subjects: Subjects,
+    pub audit: Audit,
+}
+
+impl App {
+    /// Starts the journal's writer and wires the use cases.
+    #[must_use]
+    pub fn open(
+        config: AppConfig,
+        pool: PgPool,
+        redis: Option<ConnectionManager>,
+        probe: Arc<dyn TelegramProbe>,
+        clock: SharedClock,
+        ids: SharedIds,
+    ) -> Self {
+        let core = Arc::new(Core {
+            journal: Journal::open(pool.clone(), config.journal),
+            vault: Vault::new(pool.clone(), Arc::clone(&clock), config.keys),
+            clock: Arc::clone(&clock),
+            ids,
+            instance: config.instance,
+            pool: pool.clone(),
+        });
+        let audit = Audit::new(pool, Arc::clone(&clock));
+        let subjects = Subjects::new(Arc::clone(&core));
+        let workspaces = Workspaces::new(Arc::clone(&core));
+        let limiter = RateLimiter::new(redis, clock, config.redis_patience);
+        Self {
+            bots: Bots::new(Arc::clone(&core), probe),
+            turns: Turns::new(Arc::clone(&core), subjects.clone()),
+            gate: Gate::new(Arc::clone(&core), limiter, config.gate),
+            quotas: Quotas::new(Arc::clone(&core)),
+            standings: Standings::new(Arc::clone(&core)),
+            operators: Operators::new(Arc::clone(&core), workspaces.clone(), audit.clone()),
+            workspaces,
+            sessions: Sessions::new(Arc::clone(&core)),
+            subjects,
+            audit,
+            core,
+        }
+    }
+}
+
+/// Tells the metrics recorder what the use cases' metrics mean.
+pub fn describe_metrics() {
+    use metrics::{Unit, describe_counter};
+    describe_counter!("botledger_gate_decisions_total", Unit::Count, "Decisions of the gate by outcome");
+    describe_counter!(
+        "botledger_rate_limited_total",
+        Unit::Count,
+        "Messages refused by a rate limit, by scope"
+    );
+    describe_counter!(
+        "botledger_rate_limit_fallbacks_total",
+        Unit::Count,
+        "Rate decisions taken without Redis, in this process"
+    );
+    botledger_journal::describe_metrics();
+    botledger_llm::describe_metrics();
+}

@@ -1,0 +1,386 @@
+//! The gate: standing, rate limits, quota. One append set a decision, with its reason.
+
+use std::{sync::Arc, time::Duration};
+
+use botledger_domain::{
+    ConversationId, ModelName, ReservationId, TurnId,
+    bot::{Bot, BotRateLimits, BotSettings},
+    chat_session::{ChatSession, ChatSessionCommand},
+    quota::{Quota, QuotaCommand, QuotaEvent},
+    quota_stream,
+    standing::Standing,
+    standing_stream,
+    turn::{Admission, Message, RefusalReason, Turn, TurnCommand, TurnError, TurnPhase},
+    workspace::Workspace,
+};
+use botledger_journal::{AppendError, AppendSet, Loaded};
+use botledger_llm::{ChatRequest, fit_context, worst_case_prompt_tokens};
+use chrono::{DateTime, Utc};
+use moka::sync::Cache;
+
+use crate::{BodyContent, Caller, CommandError, Core, RateLimiter, VaultError, execute::ATTEMPTS};
+
+/// What a bot without settings of its own gets.
+#[derive(Clone, Debug)]
+pub struct GateDefaults {
+    /// Provider's name as recorded.
+    pub provider: String,
+    /// Model that answers.
+    pub model: ModelName,
+    /// Rate limits.
+    pub rate_limits: BotRateLimits,
+    /// Exchanges looked at for context, at most.
+    pub context_exchanges: i64,
+    /// How long the same person is not told the same refusal again.
+    pub notice_pause: Duration,
+    /// Likewise for a block.
+    pub block_notice_pause: Duration,
+}
+
+/// The right to write for a bot: its present lease epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// From the lease.
+    pub epoch: i64,
+}
+
+/// A turn that may be answered, and everything the model has to be told.
+#[derive(Clone, Debug)]
+pub struct AdmittedTurn {
+    /// The message's facts.
+    pub message: Message,
+    /// What was granted.
+    pub admission: Admission,
+    /// Ready to be sent.
+    pub request: ChatRequest,
+    /// Exchanges that did not fit the window.
+    pub dropped_exchanges: usize,
+    /// Whether the bot shows answers while they are written.
+    pub streaming: bool,
+}
+
+/// What the gate said.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// Ask the model.
+    Admitted(Box<AdmittedTurn>),
+    /// Tell the person, if `notify`.
+    Refused {
+        /// Why.
+        reason: RefusalReason,
+        /// Whether they are told this time.
+        notify: bool,
+    },
+    /// The turn was decided before; it stands here.
+    AlreadyDecided(TurnPhase),
+}
+
+/// Answers shorter than this are not worth asking for: below it a quota refuses.
+const SHORTEST_ANSWER: u64 = 64;
+
+/// What the gate can fail with.
+pub type GateError = CommandError<TurnError>;
+
+/// Decides who gets through.
+#[derive(Clone)]
+pub struct Gate {
+    core: Arc<Core>,
+    limiter: RateLimiter,
+    defaults: Arc<GateDefaults>,
+    notices: Cache<(ConversationId, &'static str), ()>,
+    block_notices: Cache<(ConversationId, &'static str), ()>,
+}
+
+impl Gate {
+    pub(crate) fn new(core: Arc<Core>, limiter: RateLimiter, defaults: GateDefaults) -> Self {
+        let notices = Cache::builder().max_capacity(100_000).time_to_live(defaults.notice_pause).build();
+        let block_notices =
+            Cache::builder().max_capacity(100_000).time_to_live(defaults.block_notice_pause).build();
+        Self { core, limiter, defaults: Arc::new(defaults), notices, block_notices }
+    }
+
+    /// Decides a received turn and records the decision. A turn that was admitted before and has no
+    /// answer yet (its instance died) is admitted again under the hold it has.
+    ///
+    /// # Errors
+    /// When ledger, keys or database cannot be used, or the epoch is over.
+    pub async fn decide(&self, caller: &Caller, turn: TurnId, fence: Fence) -> Result<Decision, GateError> {
+        let first = self.core.journal.load::<Turn>(&turn.to_string()).await?;
+        let message = match (first.state.phase, &first.state.message, &first.state.admission) {
+            (TurnPhase::Received, Some(message), _) => message.clone(),
+            (TurnPhase::Admitted, Some(message), Some(admission)) => {
+                return self.admit_again(message.clone(), admission.clone()).await;
+            }
+            (phase, ..) => return Ok(Decision::AlreadyDecided(phase)),
+        };
+        let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
+        let limits = bot.settings.rate_limits.unwrap_or(self.defaults.rate_limits);
+        let standing = standing_stream(message.bot, message.subject).to_string();
+        let standing = self.core.journal.load::<Standing>(&standing).await?;
+        // Taken once, before the first attempt: a conflict is no second message.
+        let refusal = match standing.state.blocked_at(self.core.clock.now()) {
+            Some(block) => Some(RefusalReason::Blocked { reason: block.reason.clone(), until: block.until }),
+            None => {
+                self.limiter.take(message.bot, message.subject, message.conversation, limits).await.err().map(
+                    |full| RefusalReason::RateLimited {
+                        scope: full.scope.to_owned(),
+                        retry_at: full.retry_at,
+                    },
+                )
+            }
+        };
+        let prompt = self.prompt_of(&message).await?;
+        let mut loaded = first;
+        let mut attempt = 1;
+        loop {
+            if loaded.state.phase != TurnPhase::Received {
+                return Ok(Decision::AlreadyDecided(loaded.state.phase));
+            }
+            let now = self.core.clock.now();
+            let mut set = AppendSet::new(
+                Caller { correlation_id: turn.uuid(), ..caller.clone() }.metadata(self.core.instance),
+            );
+            set.fence(message.bot, fence.epoch);
+            let decision = match &refusal {
+                Some(reason) => self.refuse(&mut set, &mut loaded, reason.clone(), now)?,
+                None => self.reserve(&mut set, &mut loaded, &message, &bot.settings, &prompt, now).await?,
+            };
+            match self.core.journal.append(set).await {
+                Ok(_) => {
+                    count(&decision);
+                    self.remember_notice(&message, &decision);
+                    return Ok(decision);
+                }
+                Err(AppendError::Conflict { .. }) if attempt < ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error.into()),
+            }
+            loaded = self.core.journal.load::<Turn>(&turn.to_string()).await?;
+        }
+    }
+
+    async fn prompt_of(&self, message: &Message) -> Result<String, GateError> {
+        let body = self.core.journal.body(message.body.body_id).await?;
+        let Some(body) = body else { return Err(CommandError::NotFound { what: "message body" }) };
+        let content = self.core.vault.open_body(&body).await?;
+        Ok(content.text().unwrap_or_default().to_owned())
+    }
+
+    async fn reserve(
+        &self,
+        set: &mut AppendSet,
+        turn: &mut Loaded<Turn>,
+        message: &Message,
+        settings: &BotSettings,
+        prompt: &str,
+        now: DateTime<Utc>,
+    ) -> Result<Decision, GateError> {
+        let mut quota = self
+            .core
+            .journal
+            .load::<Quota>(&quota_stream(message.workspace, message.subject).to_string())
+            .await?;
+        if quota.state.plan.is_none() {
+            let tenant = self.core.journal.load::<Workspace>(&message.workspace.to_string()).await?;
+            let (plan, terms) =
+                tenant.state.default_terms().ok_or(CommandError::NotFound { what: "plan" })?;
+            let (workspace, subject, plan, terms) =
+                (message.workspace, message.subject, plan.clone(), *terms);
+            let command = QuotaCommand::AssignPlan { workspace, subject, plan, terms, by: None };
+            set.decide(&mut quota, command, now).map_err(CommandError::unavailable)?;
+        }
+        let mut sessions = self.core.journal.load::<ChatSession>(&message.conversation.to_string()).await?;
+        let (conversation, bot, subject) = (message.conversation, message.bot, message.subject);
+        set.decide(&mut sessions, ChatSessionCommand::Ensure { conversation, bot, subject }, now)
+            .map_err(CommandError::unavailable)?;
+        let (session, state) = sessions.state.current().ok_or(CommandError::NotFound { what: "session" })?;
+        let context_epoch = state.context_epoch;
+
+        let remaining = quota.state.left_at(now).map_or(0, |left| left.remaining);
+        let window = u64::from(settings.context_tokens).min(remaining);
+        let reservation = ReservationId(turn_uuid(turn)?);
+        let asked = self.ask(message, settings, session, context_epoch, prompt, window).await?;
+        let (request, dropped_exchanges, tokens) = match asked {
+            Asked::Fits { request, dropped_exchanges, tokens } => (request, dropped_exchanges, tokens),
+            Asked::TooLong { tokens } if tokens > u64::from(settings.context_tokens) => {
+                let reason = RefusalReason::TooLong { tokens, limit: u64::from(settings.context_tokens) };
+                return self.refuse(set, turn, reason, now);
+            }
+            Asked::TooLong { tokens } => {
+                let events = set
+                    .decide(&mut quota, QuotaCommand::Reserve { reservation, tokens }, now)
+                    .map_err(CommandError::unavailable)?;
+                return match events.last() {
+                    Some(QuotaEvent::QuotaExceeded { requested, remaining, resets_at, .. }) => {
+                        let reason = RefusalReason::QuotaExceeded {
+                            requested: *requested,
+                            remaining: *remaining,
+                            resets_at: *resets_at,
+                        };
+                        self.refuse(set, turn, reason, now)
+                    }
+                    _ => Err(CommandError::Conflict),
+                };
+            }
+        };
+        set.decide(&mut quota, QuotaCommand::Reserve { reservation, tokens }, now)
+            .map_err(CommandError::unavailable)?;
+        let admission = Admission {
+            reservation,
+            reserved_tokens: tokens,
+            session,
+            context_epoch,
+            provider: self.defaults.provider.clone(),
+            model: self.model(settings),
+        };
+        set.decide(turn, TurnCommand::Admit(admission.clone()), now).map_err(CommandError::Refused)?;
+        Ok(Decision::Admitted(Box::new(AdmittedTurn {
+            message: message.clone(),
+            admission,
+            request,
+            dropped_exchanges,
+            streaming: settings.streaming,
+        })))
+    }
+
+    /// The same question under the hold that was granted before.
+    async fn admit_again(&self, message: Message, admission: Admission) -> Result<Decision, GateError> {
+        let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
+        let prompt = self.prompt_of(&message).await?;
+        let (session, epoch) = (admission.session, admission.context_epoch);
+        let window = admission.reserved_tokens;
+        match self.ask(&message, &bot.settings, session, epoch, &prompt, window).await? {
+            Asked::Fits { mut request, dropped_exchanges, .. } => {
+                request.model = admission.model.as_str().to_owned();
+                Ok(Decision::Admitted(Box::new(AdmittedTurn {
+                    message,
+                    admission,
+                    request,
+                    dropped_exchanges,
+                    streaming: bot.settings.streaming,
+                })))
+            }
+            // The bot's settings grew meanwhile and leave no room under the old hold.
+            Asked::TooLong { .. } => Err(CommandError::Conflict),
+        }
+    }
+
+    fn refuse(
+        &self,
+        set: &mut AppendSet,
+        turn: &mut Loaded<Turn>,
+        reason: RefusalReason,
+        now: DateTime<Utc>,
+    ) -> Result<Decision, GateError> {
+        let conversation = turn.state.message.as_ref().map(|message| message.conversation);
+        let kind: &'static str = (&reason).into();
+        let told = conversation.is_some_and(|chat| self.notice_memory(&reason).contains_key(&(chat, kind)));
+        let notify = !told;
+        set.decide(turn, TurnCommand::Refuse { reason: reason.clone(), notify }, now)
+            .map_err(CommandError::Refused)?;
+        Ok(Decision::Refused { reason, notify })
+    }
+
+    fn notice_memory(&self, reason: &RefusalReason) -> &Cache<(ConversationId, &'static str), ()> {
+        match reason {
+            RefusalReason::Blocked { .. } => &self.block_notices,
+            _ => &self.notices,
+        }
+    }
+
+    fn remember_notice(&self, message: &Message, decision: &Decision) {
+        if let Decision::Refused { reason, notify: true } = decision {
+            self.notice_memory(reason).insert((message.conversation, reason.into()), ());
+        }
+    }
+
+    fn model(&self, settings: &BotSettings) -> ModelName {
+        settings.model.clone().unwrap_or_else(|| self.defaults.model.clone())
+    }
+
+    /// What the model would be asked within a window of that many tokens. Rather a shorter answer
+    /// than less context, rather less context than no answer.
+    async fn ask(
+        &self,
+        message: &Message,
+        settings: &BotSettings,
+        session: u32,
+        context_epoch: u32,
+        prompt: &str,
+        window: u64,
+    ) -> Result<Asked, GateError> {
+        let system = settings.system_prompt.as_deref();
+        let bare = fit_context(system, &[], prompt, u32::MAX, 0)
+            .map(|fitted| worst_case_prompt_tokens(&fitted.messages) + FIT_OVERHEAD)
+            .map_err(CommandError::unavailable)?;
+        let answer = u64::from(settings.max_answer_tokens).min(window.saturating_sub(bare));
+        if answer < SHORTEST_ANSWER.min(u64::from(settings.max_answer_tokens)) {
+            return Ok(Asked::TooLong { tokens: bare + SHORTEST_ANSWER });
+        }
+        let history = self.history(message.conversation, session, context_epoch).await?;
+        let clamp = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
+        let fitted = fit_context(system, &history, prompt, clamp(window), clamp(answer))
+            .map_err(CommandError::unavailable)?;
+        let tokens = worst_case_prompt_tokens(&fitted.messages) + answer;
+        Ok(Asked::Fits {
+            tokens,
+            dropped_exchanges: fitted.dropped_exchanges,
+            request: ChatRequest {
+                model: self.model(settings).as_str().to_owned(),
+                messages: fitted.messages,
+                num_ctx: settings.context_tokens,
+                num_predict: clamp(answer),
+                temperature: settings.temperature_milli.map(|milli| milli as f32 / 1_000.0),
+            },
+        })
+    }
+
+    async fn history(
+        &self,
+        conversation: ConversationId,
+        session: u32,
+        context_epoch: u32,
+    ) -> Result<Vec<(String, String)>, GateError> {
+        let exchanges = self
+            .core
+            .journal
+            .context(conversation, session, context_epoch, self.defaults.context_exchanges)
+            .await?;
+        let mut history = Vec::with_capacity(exchanges.len());
+        for exchange in exchanges {
+            let Some(prompt) = exchange.prompt else { continue };
+            let opened =
+                (self.core.vault.open_body(&prompt).await, self.core.vault.open_body(&exchange.reply).await);
+            match opened {
+                (Ok(prompt), Ok(BodyContent::Reply { text })) => {
+                    history.push((prompt.text().unwrap_or_default().to_owned(), text));
+                }
+                // Erased: history without it.
+                (Err(VaultError::Shredded), _) | (_, Err(VaultError::Shredded)) | (Ok(_), Ok(_)) => {}
+                (Err(error), _) | (_, Err(error)) => return Err(error.into()),
+            }
+        }
+        history.reverse();
+        Ok(history)
+    }
+}
+
+/// `fit_context` counts head and message apart, each with the overhead of a conversation.
+const FIT_OVERHEAD: u64 = 16;
+
+enum Asked {
+    Fits { request: ChatRequest, dropped_exchanges: usize, tokens: u64 },
+    TooLong { tokens: u64 },
+}
+
+fn turn_uuid(turn: &Loaded<Turn>) -> Result<uuid::Uuid, GateError> {
+    uuid::Uuid::try_parse(&turn.id).map_err(CommandError::unavailable)
+}
+
+fn count(decision: &Decision) {
+    let outcome: &'static str = match decision {
+        Decision::Admitted(_) => "admitted",
+        Decision::Refused { reason, .. } => reason.into(),
+        Decision::AlreadyDecided(_) => return,
+    };
+    metrics::counter!("botledger_gate_decisions_total", "outcome" => outcome).increment(1);
+}
