@@ -1,6 +1,8 @@
 //! The product as `up` runs it, with a stub in its place that only has to stay alive: what answers
 //! `/readyz` is this test.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

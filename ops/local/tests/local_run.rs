@@ -1,5 +1,7 @@
 //! Real services, started by the real binary, stopped in every way a person or a machine does.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
