@@ -6,7 +6,7 @@
 //! function of state, command, time and ids, so that a replay never asks anybody anything again.
 //!
 //! To add an aggregate: a file `noun.rs` read top to bottom as value objects, state, commands,
-//! events, errors, `decide`, `apply`, wired by [`aggregate!`]; a line in [`catalog`]; golden files
+//! events, errors, `decide`, `apply`, wired by `aggregate!`; a line in [`catalog`]; golden files
 //! under `tests/golden/`. To add an event: a variant, its arm in `apply`, a golden payload.
 
 mod aggregate;
