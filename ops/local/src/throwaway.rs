@@ -113,7 +113,7 @@ impl Place {
         } else {
             std::env::temp_dir()
         };
-        remove_leftovers(&parent);
+        remove_leftovers(&parent, PREFIX);
         let name = format!("{PREFIX}{}", std::process::id());
         let data = parent.join(&name);
         fs::DirBuilder::new()
@@ -121,6 +121,9 @@ impl Place {
             .create(&data)
             .with_context(|| format!("could not create {}", data.display()))?;
         let run = layout::runtime_folder(&format!("{}-{name}", layout::short_hash(&parent)), layout.run_as)?;
+        if let Some(folder) = run.parent() {
+            remove_leftovers(folder, "botledger-");
+        }
         create_run(&run, layout.run_as)?;
         Ok(Self { data, run })
     }
@@ -138,14 +141,17 @@ fn create_run(run: &Path, run_as: RunAs) -> Result<()> {
     layout::create_runtime_folder(run, run_as)
 }
 
-/// A run that was killed could not tidy up.
-fn remove_leftovers(parent: &Path) {
+/// A run that was killed could not tidy up: its folders begin with `start` and end in `services-` and
+/// the id of a process that is gone.
+fn remove_leftovers(parent: &Path, start: &str) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
+        let Some(name) = name.to_str().filter(|name| name.starts_with(start)) else { continue };
+        let pid = name.rsplit_once(PREFIX).and_then(|(_, pid)| pid.parse::<u32>().ok());
         if let Some(pid) = pid
             && !supervise::is_alive(pid)
         {
+            // In a shared /tmp those of other users stay: we may not remove them.
             fs::remove_dir_all(entry.path()).ok();
         }
     }

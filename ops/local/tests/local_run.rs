@@ -225,10 +225,10 @@ fn killing_a_throwaway_run_ends_its_servers_and_its_command() {
     );
     let mut command = project.command(&["services"]);
     // The data folder is named after the process id, which we only know afterwards.
-    let script = format!("DATA=$(ls -d \"$TMPDIR\"/services-*/pg); {script}");
+    let script = format!("DATA=$(ls -d \"$CARGO_TARGET_DIR\"/services-*/pg); {script}");
     let scratch = project.0.join("tmp");
     fs::create_dir(&scratch).unwrap();
-    command.env("TMPDIR", &scratch).args(["--", "/bin/sh", "-c", &script]);
+    command.env("CARGO_TARGET_DIR", &scratch).args(["--", "/bin/sh", "-c", &script]);
     let mut child = command.spawn().unwrap();
     wait_for("the command to run", || note.exists());
     let pids: Vec<u32> =
