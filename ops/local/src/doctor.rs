@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::install::{self, Missing};
 use crate::layout::Layout;
 use crate::migrate::{self, OLDEST_MAJOR};
+use crate::npm;
 use crate::postgres::{self, Binaries};
 use crate::progress::say;
 use crate::redis::{self, Binary};
@@ -149,7 +150,7 @@ async fn database(layout: &Layout) -> Finding {
     let existing = postgres::existing_majors(&layout.clusters);
     let install = install::advice(&[Missing::Postgres(existing.last().copied())])
         .unwrap_or_else(|| "install PostgreSQL, or set DATABASE_URL".to_owned());
-    match postgres::choose(&Binaries::find_all(&[]), &existing) {
+    match postgres::choose(&Binaries::find_all(&npm::installed(&layout.clusters)), &existing) {
         Ok(Some(binaries)) => {
             Finding::ok("postgresql", format!("{} in {}", binaries.version, binaries.bin.display()))
         }

@@ -78,6 +78,15 @@ impl Manager {
     }
 }
 
+/// Whether this user can drive the package manager: as root, with Homebrew, or through sudo.
+pub fn is_possible() -> bool {
+    match Manager::find() {
+        Some(Manager::Apt) => rustix::process::geteuid().is_root() || on_path("sudo").is_some(),
+        Some(Manager::Brew) => true,
+        None => false,
+    }
+}
+
 /// The shell line that installs what is missing here, for messages; `None` when the machine has no
 /// package manager we know.
 pub fn advice(missing: &[Missing]) -> Option<String> {

@@ -15,6 +15,7 @@ pub mod http;
 pub mod install;
 pub mod layout;
 pub mod migrate;
+pub mod npm;
 pub mod postgres;
 pub mod progress;
 pub mod redis;

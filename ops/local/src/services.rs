@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::redis::{self, Binary, Server};
 use crate::secrets::Secrets;
 use crate::supervise::Process;
-use crate::{migrate, supervise};
+use crate::{migrate, npm, supervise};
 
 /// Before each restart within [`RESTART_WINDOW`]; when they are used up the process is given up.
 const PAUSES: [Duration; 5] = [
@@ -209,7 +209,7 @@ pub async fn programs(
     let existing = postgres::existing_majors(&layout.clusters);
     let look = || -> Result<_> {
         let postgres = if want_postgres {
-            let found = Binaries::find_all(&[]);
+            let found = Binaries::find_all(&npm::installed(&layout.clusters));
             // Data of a version that is not here: that version can be installed, like nothing at all.
             match postgres::choose(&found, &existing) {
                 Ok(choice) => choice,
@@ -235,9 +235,20 @@ pub async fn programs(
     if missing.is_empty() {
         return Ok((postgres, redis));
     }
-    if let Err(error) = install::install(&missing, yes, &layout.logs(), progress).await {
+    let unreadable = || postgres::choose(&Binaries::find_all(&npm::installed(&layout.clusters)), &existing);
+    let npm_would_do = npm::is_possible() && existing.last().is_none_or(|major| *major == npm::MAJOR);
+    if missing.contains(&Missing::Postgres(existing.last().copied()))
+        && !install::is_possible()
+        && npm_would_do
+    {
+        npm::install(&layout.clusters, yes, &layout.logs(), progress).await?;
+        missing.retain(|missing| *missing == Missing::Redis);
+    }
+    if !missing.is_empty()
+        && let Err(error) = install::install(&missing, yes, &layout.logs(), progress).await
+    {
         // When data is there, the better message names it.
-        postgres::choose(&Binaries::find_all(&[]), &existing)?;
+        unreadable()?;
         return Err(error);
     }
     let (postgres, redis) = look()?;
