@@ -108,11 +108,10 @@ impl Place {
         let target =
             std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| layout.root.join("target"), PathBuf::from);
         // Services that run as another user need a way in.
-        let parent = if target.is_dir() && layout.run_as.barred_at(&target).is_none() {
-            target
-        } else {
-            std::env::temp_dir()
-        };
+        let parent = [target, std::env::temp_dir(), PathBuf::from("/tmp")]
+            .into_iter()
+            .find(|folder| folder.is_dir() && layout.run_as.barred_at(folder).is_none())
+            .context("no folder that the services may enter: tried target, TMPDIR and /tmp")?;
         remove_leftovers(&parent, PREFIX);
         let name = format!("{PREFIX}{}", std::process::id());
         let data = parent.join(&name);
