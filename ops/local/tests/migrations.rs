@@ -1,7 +1,5 @@
 //! Migrating databases that are not quite what this build expects.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use botledger_local::migrate::{MIGRATOR, migrate};
 use sqlx::{ConnectOptions, PgPool};
 
