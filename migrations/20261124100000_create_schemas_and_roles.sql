@@ -1,5 +1,5 @@
 -- Read models live in schema `read`, data keys in schema `keys` (so that their backups can be
--- shorter). Projections name their tables without schema: a rebuild points search_path elsewhere.
+-- shorter). Projections name their tables without schema: a rebuild fills temporary tables of the same names.
 CREATE SCHEMA read;
 CREATE SCHEMA keys;
 

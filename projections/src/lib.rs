@@ -1,1 +1,66 @@
-//! botledger-projections
+//! The readers' side of the ledger: the log by position, the tail, projections and their read models.
+//!
+//! Here live the read tables' writers and typed readers, checkpoints, rebuilds and the comparison of
+//! a rebuild with what is live. Here never live commands, decisions or anything that writes events.
+//! To add a read model: its tables in a migration, a file that implements [`Projection`] and reads
+//! its rows, a line in [`all`].
+
+mod bots;
+mod conversations;
+mod directory;
+mod fold;
+mod log;
+mod people;
+mod quotas;
+mod rebuild;
+mod runner;
+mod select;
+mod standings;
+mod tail;
+mod turns;
+mod usage;
+
+use std::sync::Arc;
+
+pub use bots::{BotRow, BotsProjection, bot, bots_by_ids, bots_page, running_bots};
+pub use conversations::{
+    ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation, conversations_page, sessions,
+};
+pub use directory::{
+    DirectoryProjection, OperatorRow, WorkspaceRow, operator, operators_page, workspace, workspaces_page,
+};
+pub use log::{EventFilter, LogReader};
+pub use people::{PeopleProjection, PersonRow, people_by_ids, people_page, person};
+pub use quotas::{QuotaRow, QuotasProjection, quota_of, quotas_page};
+pub use rebuild::{Difference, Progress, RebuildError, RebuildReport, replay, verify};
+pub use runner::{
+    CheckpointStatus, Decision, Projection, ProjectionError, RunnerConfig, Runners, decide, describe_metrics,
+    statuses, wait_for,
+};
+pub use select::Page;
+pub use standings::{StandingFilter, StandingRow, StandingsProjection, standing, standings_page};
+pub use tail::{Tail, TailError};
+pub use turns::{
+    OpenTurn, TurnFilter, TurnRow, TurnsProjection, open_turns, turn, turns_by_ids, turns_by_phase, turns_count,
+    turns_page,
+};
+pub use usage::{Grain, UsageRow, usage};
+
+/// The pool that readers read from, for crates that hold no SQL.
+pub use sqlx::PgPool as ReadPool;
+/// What readers fail with.
+pub use sqlx::Error as ReadError;
+
+/// Every projection of the product, by name.
+#[must_use]
+pub fn all() -> Vec<Arc<dyn Projection>> {
+    vec![
+        Arc::new(BotsProjection),
+        Arc::new(ConversationsProjection),
+        Arc::new(DirectoryProjection),
+        Arc::new(PeopleProjection),
+        Arc::new(QuotasProjection),
+        Arc::new(StandingsProjection),
+        Arc::new(TurnsProjection),
+    ]
+}
