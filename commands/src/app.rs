@@ -6,7 +6,7 @@ use redis::aio::ConnectionManager;
 use sqlx::PgPool;
 
 use crate::{
-    Audit, Bots, Gate, GateDefaults, KeyRing, Operators, Quotas, RateLimiter, Sessions, SharedIds, Standings,
+    Audit, Bots, Gate, GateDefaults, Histories, KeyRing, Operators, Quotas, RateLimiter, Sessions, SharedIds, Standings,
     Subjects, TelegramProbe, Turns, Vault, Workspaces,
 };
 
@@ -38,6 +38,7 @@ pub struct App {
     pub core: Arc<Core>,
     pub bots: Bots,
     pub turns: Turns,
+    pub histories: Histories,
     pub gate: Gate,
     pub quotas: Quotas,
     pub standings: Standings,
@@ -74,6 +75,7 @@ impl App {
         Self {
             bots: Bots::new(Arc::clone(&core), probe),
             turns: Turns::new(Arc::clone(&core), subjects.clone()),
+            histories: Histories::new(Arc::clone(&core)),
             gate: Gate::new(Arc::clone(&core), limiter, config.gate),
             quotas: Quotas::new(Arc::clone(&core)),
             standings: Standings::new(Arc::clone(&core)),

@@ -85,6 +85,10 @@ impl Bots {
         Self { core, probe }
     }
 
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
     /// Takes a bot into the fleet, stopped, after `getMe` confirmed its token. The same Telegram bot
     /// keeps its id when it is registered again in the same workspace, so it cannot be there twice.
     ///
@@ -239,6 +243,16 @@ impl Bots {
     ) -> Result<bool, CommandError<E>> {
         let loaded = core.journal.load::<Bot>(&bot.to_string()).await?;
         Ok(loaded.state.status != BotStatus::Unknown && caller.sees(loaded.state.workspace))
+    }
+
+    /// The secret that Telegram sends with every webhook call of a bot: 32 hex digits, made from its
+    /// present token, so that every process knows it and a new token changes it.
+    ///
+    /// # Errors
+    /// When the bot has no token or it cannot be opened.
+    pub async fn webhook_secret(&self, bot: BotId) -> Result<Zeroizing<String>, CommandError<BotError>> {
+        let token = self.token(bot).await?;
+        Ok(Zeroizing::new(self.core.vault.fingerprint("webhook", token.as_bytes())))
     }
 
     fn fingerprint(&self, token: &str) -> String {

@@ -114,21 +114,8 @@ impl Gate {
             (phase, ..) => return Ok(Decision::AlreadyDecided(phase)),
         };
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
-        let limits = bot.settings.rate_limits.unwrap_or(self.defaults.rate_limits);
-        let standing = standing_stream(message.bot, message.subject).to_string();
-        let standing = self.core.journal.load::<Standing>(&standing).await?;
         // Taken once, before the first attempt: a conflict is no second message.
-        let refusal = match standing.state.blocked_at(self.core.clock.now()) {
-            Some(block) => Some(RefusalReason::Blocked { reason: block.reason.clone(), until: block.until }),
-            None => {
-                self.limiter.take(message.bot, message.subject, message.conversation, limits).await.err().map(
-                    |full| RefusalReason::RateLimited {
-                        scope: full.scope.to_owned(),
-                        retry_at: full.retry_at,
-                    },
-                )
-            }
-        };
+        let refusal = self.screen(&message, &bot.settings).await?;
         let prompt = self.prompt_of(&message).await?;
         let mut loaded = first;
         let mut attempt = 1;
@@ -155,6 +142,53 @@ impl Gate {
                 Err(error) => return Err(error.into()),
             }
             loaded = self.core.journal.load::<Turn>(&turn.to_string()).await?;
+        }
+    }
+
+    /// Standing and rate limits, in that order.
+    async fn screen(&self, message: &Message, settings: &BotSettings) -> Result<Option<RefusalReason>, GateError> {
+        let standing = standing_stream(message.bot, message.subject).to_string();
+        let standing = self.core.journal.load::<Standing>(&standing).await?;
+        if let Some(block) = standing.state.blocked_at(self.core.clock.now()) {
+            return Ok(Some(RefusalReason::Blocked { reason: block.reason.clone(), until: block.until }));
+        }
+        let limits = settings.rate_limits.unwrap_or(self.defaults.rate_limits);
+        let taken = self.limiter.take(message.bot, message.subject, message.conversation, limits).await;
+        Ok(taken.err().map(|full| RefusalReason::RateLimited {
+            scope: full.scope.to_owned(),
+            retry_at: full.retry_at,
+        }))
+    }
+
+    /// Screens a received turn that asks no model (a command, a button, a photo): refuses it when the
+    /// person is blocked or too fast, and gives nothing when it may be answered.
+    ///
+    /// # Errors
+    /// When ledger, keys or database cannot be used, or the epoch is over.
+    pub async fn refuse_unless_allowed(
+        &self,
+        caller: &Caller,
+        turn: TurnId,
+        fence: Fence,
+    ) -> Result<Option<Decision>, GateError> {
+        let mut loaded = self.core.journal.load::<Turn>(&turn.to_string()).await?;
+        let (TurnPhase::Received, Some(message)) = (loaded.state.phase, loaded.state.message.clone()) else {
+            return Ok(Some(Decision::AlreadyDecided(loaded.state.phase)));
+        };
+        let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
+        let Some(reason) = self.screen(&message, &bot.settings).await? else { return Ok(None) };
+        let mut set = AppendSet::new(
+            Caller { correlation_id: turn.uuid(), ..caller.clone() }.metadata(self.core.instance),
+        );
+        set.fence(message.bot, fence.epoch);
+        let decision = self.refuse(&mut set, &mut loaded, reason, self.core.clock.now())?;
+        match self.core.journal.append(set).await {
+            Ok(_) => {
+                count(&decision);
+                self.remember_notice(&message, &decision);
+                Ok(Some(decision))
+            }
+            Err(error) => Err(error.into()),
         }
     }
 

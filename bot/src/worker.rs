@@ -1,0 +1,766 @@
+//! Takes one turn from received to delivered. Every step reads the turn's phase from the ledger first,
+//! so it does not matter who did the step before, or how they ended.
+
+use std::{sync::Arc, time::Duration};
+
+use botledger_commands::{BodyContent, Caller, CommandError, Decision, StepOutcome, TurnFailure};
+use botledger_domain::{
+    Language,
+    turn::{Ask, ChatKind, Message, ReplySource, Turn, TurnError, TurnPhase},
+};
+use botledger_llm::{ChatEvent, Completion, FinishReason, LlmError};
+use futures::StreamExt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{
+    commands::{Button, Command, keyboard},
+    crash,
+    dispatcher::Started,
+    fleet::HeldBot,
+    markup::{Formatted, MESSAGE_CHARS, format, split},
+    telegram::{CallError, ErrorClass, Refusal},
+    texts,
+    update::Destination,
+};
+
+type StepError = CommandError<TurnError>;
+
+enum Next {
+    /// The turn moved on: look again.
+    Again,
+    /// Nothing more to do for it here.
+    Done,
+}
+
+/// Failures in a row after which a step that is not the database's fault is given up.
+const PATIENCE: u32 = 6;
+/// Longest pause Telegram may ask for before a reply is given up.
+const LONGEST_PARK: Duration = Duration::from_secs(3_600);
+/// Telegram's own failures in a row before a reply is given up.
+const SERVER_FAILURES: u32 = 8;
+/// An answer that takes longer than this is shown while it is being written.
+const SHOW_AFTER: Duration = Duration::from_millis(1_000);
+/// Edits of a streamed answer that hang longer than this are left out.
+const EDIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Works a turn off; comes back when it is ended, or when the bot is halted.
+pub(crate) async fn work_off(bot: &Arc<HeldBot>, started: &Started) {
+    let worker = Worker { bot, started, caller: Caller::system("worker", started.work.turn.uuid()) };
+    let mut failures = 0;
+    while !bot.halt.is_cancelled() {
+        match worker.advance().await {
+            Ok(Next::Done) => return,
+            Ok(Next::Again) => failures = 0,
+            Err(error) => {
+                failures += 1;
+                let transient = matches!(error, CommandError::Unavailable { .. });
+                tracing::warn!(
+                    bot.id = %bot.id, turn.id = %started.work.turn, failures, error = %chain(&error),
+                    "a step of a turn failed"
+                );
+                if !transient && failures >= PATIENCE {
+                    worker.give_in(&error).await;
+                    return;
+                }
+                let pause = Duration::from_millis(100) * 2u32.saturating_pow(failures.min(6));
+                tokio::select! {
+                    () = bot.halt.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn stage(name: &'static str, seconds: f64) {
+    metrics::histogram!("botledger_turn_stage_seconds", "stage" => name).record(seconds.max(0.0));
+}
+
+struct Worker<'a> {
+    bot: &'a Arc<HeldBot>,
+    started: &'a Started,
+    caller: Caller,
+}
+
+/// How a send ended without a message.
+enum SendEnd {
+    GaveUp(Refusal),
+    Unknown,
+    Halted,
+}
+
+#[derive(Deserialize)]
+struct Sent {
+    message_id: i64,
+}
+
+impl Worker<'_> {
+    async fn advance(&self) -> Result<Next, StepError> {
+        let turn = self.bot.deps.app.turns.load(self.started.work.turn).await?.state;
+        let Some(message) = turn.message.clone() else { return Ok(Next::Done) };
+        match (turn.phase, &message.ask) {
+            (TurnPhase::Received, ask) => {
+                crash::point("dequeued");
+                if let Some(received_at) = turn.received_at {
+                    stage("queue", self.seconds_since(received_at));
+                }
+                match ask {
+                    Ask::Text => self.ask_model().await,
+                    _ => self.answer_ourselves(&message).await,
+                }
+            }
+            (TurnPhase::Admitted, _) => self.ask_model().await,
+            (TurnPhase::Answered | TurnPhase::RefusalPending | TurnPhase::FailurePending, _) => {
+                self.deliver(&turn, &message).await
+            }
+            _ => Ok(Next::Done),
+        }
+    }
+
+    fn seconds_since(&self, at: chrono::DateTime<chrono::Utc>) -> f64 {
+        (self.bot.deps.app.core.clock.now() - at).num_microseconds().map_or(0.0, |micros| micros as f64 / 1e6)
+    }
+
+    /// The turn cannot go on and trying again does not help.
+    async fn give_in(&self, error: &StepError) {
+        let failure = TurnFailure { code: error.code().to_owned(), detail: error.to_string() };
+        let turns = &self.bot.deps.app.turns;
+        let failed = turns.fail(&self.caller, self.started.work.turn, self.bot.fence, failure).await;
+        if let Err(error) = failed {
+            tracing::error!(turn.id = %self.started.work.turn, error = %chain(&error), "a turn is stuck");
+        }
+    }
+
+    async fn fail(&self, code: &str, detail: String) -> Result<Next, StepError> {
+        let failure = TurnFailure { code: code.to_owned(), detail };
+        self.bot.deps.app.turns.fail(&self.caller, self.started.work.turn, self.bot.fence, failure).await?;
+        Ok(Next::Again)
+    }
+
+    // ---- answers of a model ----
+
+    async fn ask_model(&self) -> Result<Next, StepError> {
+        let begun = Instant::now();
+        let decision =
+            self.bot.deps.app.gate.decide(&self.caller, self.started.work.turn, self.bot.fence).await?;
+        stage("gate", begun.elapsed().as_secs_f64());
+        crash::point("decided");
+        let Decision::Admitted(admitted) = decision else { return Ok(Next::Again) };
+        let Some(destination) = self.destination(&admitted.message).await? else {
+            return self.fail("BODY_ERASED", "the message is no longer there".to_owned()).await;
+        };
+        let turn = self.bot.deps.app.turns.load(self.started.work.turn).await?.state;
+        let mut screen = Screen {
+            worker: self,
+            destination: &destination,
+            message_id: turn.started_message,
+            shown: String::new(),
+            next_at: Instant::now() + SHOW_AFTER,
+            interval: match admitted.message.chat_kind {
+                ChatKind::Private => self.bot.deps.config.edit_interval_private,
+                _ => self.bot.deps.config.edit_interval_group,
+            },
+            open: admitted.streaming,
+        };
+        let typing = self.type_on(&destination);
+        let generated = tokio::select! {
+            () = typing => return Ok(Next::Done),
+            generated = self.generate(&admitted.request, &mut screen) => generated,
+            () = self.bot.halt.cancelled() => return Ok(Next::Done),
+        };
+        crash::point("generated");
+        let (text, completion) = match generated {
+            Ok(generated) => generated,
+            Err(error) => return self.fail(error.code(), error.to_string()).await,
+        };
+        stage("generate", completion.total.as_secs_f64());
+        let text = match (text.trim().is_empty(), completion.finish) {
+            (false, _) => text,
+            (true, FinishReason::Cancelled) => {
+                texts::stopped_before_first_word(admitted.message.language).to_owned()
+            }
+            (true, _) => "…".to_owned(),
+        };
+        let source = ReplySource::Model {
+            provider: admitted.admission.provider.clone(),
+            model: admitted.admission.model.clone(),
+            prompt_tokens: completion.usage.prompt_tokens,
+            completion_tokens: completion.usage.completion_tokens,
+            estimated: completion.usage.estimated,
+            finish: completion.finish.as_str().to_owned(),
+            attempts: completion.attempts,
+        };
+        let latency = u64::try_from(completion.total.as_millis()).unwrap_or(u64::MAX);
+        let turns = &self.bot.deps.app.turns;
+        self.insist(|| turns.answer(&self.caller, self.started.work.turn, self.bot.fence, source.clone(), &text, latency))
+            .await;
+        crash::point("answered");
+        Ok(Next::Again)
+    }
+
+    async fn generate(
+        &self,
+        request: &botledger_llm::ChatRequest,
+        screen: &mut Screen<'_>,
+    ) -> Result<(String, Completion), LlmError> {
+        let begun = Instant::now();
+        let deadline = begun + self.bot.deps.config.answer_deadline;
+        let mut stream = self.bot.deps.provider.chat(request.clone(), self.started.stop.clone(), deadline).await?;
+        let mut text = String::new();
+        while let Some(piece) = stream.next().await {
+            match piece? {
+                ChatEvent::Text(more) => {
+                    if text.is_empty() {
+                        stage("first_text", begun.elapsed().as_secs_f64());
+                        crash::point("first_text");
+                    }
+                    text.push_str(&more);
+                    screen.show(&text).await;
+                }
+                ChatEvent::Done(completion) => return Ok((text, completion)),
+            }
+        }
+        Err(LlmError::Interrupted)
+    }
+
+    /// Repeats the typing action; it lasts five seconds. Never ends by itself.
+    async fn type_on(&self, destination: &Destination) {
+        let mut parameters = json!({"chat_id": destination.chat, "action": "typing"});
+        if let Some(thread) = destination.thread {
+            parameters["message_thread_id"] = thread.into();
+        }
+        loop {
+            // Decoration: whether it arrives does not matter.
+            let _ = self.call::<Value>("sendChatAction", &parameters, EDIT_PATIENCE).await;
+            tokio::time::sleep(self.bot.deps.config.typing_interval).await;
+        }
+    }
+
+    // ---- answers of our own ----
+
+    async fn answer_ourselves(&self, message: &Message) -> Result<Next, StepError> {
+        let app = &self.bot.deps.app;
+        let turn = self.started.work.turn;
+        if app.gate.refuse_unless_allowed(&self.caller, turn, self.bot.fence).await?.is_some() {
+            return Ok(Next::Again);
+        }
+        let Some(BodyContent::Update { text, .. }) = app.turns.open_body(message.body.body_id).await? else {
+            return self.fail("BODY_ERASED", "the message is no longer there".to_owned()).await;
+        };
+        let text = text.unwrap_or_default();
+        let begun = Instant::now();
+        let answer = match &message.ask {
+            Ask::Command { name } => match Command::find(name) {
+                Some(command) => self.obey(command, message, argument(&text)).await?,
+                None => texts::unknown_command(message.language),
+            },
+            Ask::Callback => self.press(message, &text).await?,
+            Ask::Unsupported { .. } | Ask::Text => texts::unsupported(message.language),
+        };
+        let latency = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        app.turns.answer(&self.caller, turn, self.bot.fence, ReplySource::Platform, &answer, latency).await?;
+        crash::point("answered");
+        Ok(Next::Again)
+    }
+
+    /// Carries a step out once, however often the turn is taken up again.
+    fn once(&self, step: &str) -> Caller {
+        Caller { idempotency_key: Some(format!("{}:{step}", self.started.work.turn)), ..self.caller.clone() }
+    }
+
+    async fn obey(&self, command: Command, message: &Message, argument: &str) -> Result<String, StepError> {
+        let app = &self.bot.deps.app;
+        let language = message.language;
+        let now = app.core.clock.now();
+        Ok(match command {
+            Command::Start => {
+                let bot = app.bots.get(&self.caller, self.bot.id).await.map_err(other)?;
+                match bot.settings.welcome {
+                    Some(welcome) => welcome,
+                    None => {
+                        let profile = app.subjects.profile(message.subject).await.map_err(other)?;
+                        texts::welcome(language, profile.as_ref().map_or("", |profile| &profile.first_name))
+                    }
+                }
+            }
+            Command::Help => texts::help(language),
+            Command::Privacy => texts::privacy(language),
+            Command::Settings => texts::settings(language),
+            Command::Stop => texts::stopped(language, self.started.stopped_something),
+            Command::Usage => match app.quotas.left(message.workspace, message.subject).await.map_err(other)? {
+                Some(left) => texts::usage(language, &left, now),
+                None => texts::no_quota(language),
+            },
+            Command::Status => {
+                let quota = match app.quotas.left(message.workspace, message.subject).await.map_err(other)? {
+                    Some(left) => texts::quota(language, &left, now),
+                    None => texts::no_quota(language),
+                };
+                let sessions = app.sessions.of(message.conversation).await.map_err(other)?;
+                let bot = app.bots.get(&self.caller, self.bot.id).await.map_err(other)?;
+                let model = bot.settings.model.unwrap_or_else(|| self.bot.deps.config.default_model.clone());
+                texts::status(language, &quota, sessions.state.current().map(|(number, _)| number), model.as_str())
+            }
+            Command::History => {
+                let limit = argument.parse().unwrap_or(5).clamp(1, 20);
+                let sessions = app.sessions.of(message.conversation).await.map_err(other)?;
+                let session = sessions.state.current().map(|(number, _)| number);
+                let mut said = app.histories.newest(message.conversation, session, None, limit).await?;
+                if said.is_empty() {
+                    return Ok(texts::no_history(language));
+                }
+                said.reverse();
+                self.listed(texts::history_heading(language), language, &said)
+            }
+            Command::Search if argument.is_empty() => texts::search_usage(language),
+            Command::Search => {
+                let said = app.histories.search(message.conversation, argument, None, 10).await?;
+                self.listed(&texts::found(language, said.len(), argument), language, &said)
+            }
+            Command::New => {
+                let opened = app
+                    .sessions
+                    .open(&self.once("open"), message.conversation, message.bot, message.subject)
+                    .await;
+                let number = match opened {
+                    Ok(done) => done.after.state.current().map_or(1, |(number, _)| number),
+                    Err(CommandError::Refused(_)) => return Ok(texts::too_many_sessions(language)),
+                    Err(error) => return Err(other(error)),
+                };
+                if !argument.is_empty() {
+                    let title = texts::shortened(argument, 80);
+                    app.sessions
+                        .rename(&self.once("rename"), message.conversation, message.subject, number, &title)
+                        .await
+                        .map_err(other)?;
+                }
+                texts::session_opened(language, number)
+            }
+            Command::Sessions => {
+                let sessions = app.sessions.of(message.conversation).await.map_err(other)?;
+                if sessions.state.sessions.is_empty() {
+                    texts::no_sessions(language)
+                } else {
+                    texts::sessions_heading(language).to_owned()
+                }
+            }
+        })
+    }
+
+    fn listed(&self, heading: &str, language: Language, said: &[botledger_commands::Said]) -> String {
+        let mut text = heading.to_owned();
+        for one in said {
+            text.push_str("\n\n");
+            text.push_str(&texts::exchange(language, one.session, one.prompt.as_deref(), &one.reply));
+        }
+        text
+    }
+
+    async fn press(&self, message: &Message, data: &str) -> Result<String, StepError> {
+        let app = &self.bot.deps.app;
+        Ok(match Button::read(data) {
+            Some(Button::Session(number)) => {
+                match app.sessions.switch(&self.once("switch"), message.conversation, number).await {
+                    Ok(_) => texts::session_switched(message.language, number),
+                    Err(CommandError::Refused(_)) => texts::stale_button(message.language),
+                    Err(error) => return Err(other(error)),
+                }
+            }
+            Some(Button::Language(language)) => {
+                app.subjects
+                    .choose_language(&self.once("language"), message.subject, language)
+                    .await
+                    .map_err(other)?;
+                texts::language_chosen(language)
+            }
+            None => texts::stale_button(message.language),
+        })
+    }
+
+    /// The buttons under an answer. Made at delivery, so that they show what is so by then.
+    async fn buttons(&self, message: &Message) -> Result<Option<Value>, StepError> {
+        let Ask::Command { name } = &message.ask else { return Ok(None) };
+        match Command::find(name) {
+            Some(Command::Settings) => Ok(Some(keyboard(&[
+                ("English".to_owned(), Button::Language(Language::En)),
+                ("Русский".to_owned(), Button::Language(Language::Ru)),
+            ]))),
+            Some(Command::Sessions) => {
+                let app = &self.bot.deps.app;
+                let sessions = app.sessions.of(message.conversation).await.map_err(other)?.state;
+                let mut buttons = Vec::new();
+                for (number, session) in sessions.sessions.iter().rev().take(20) {
+                    let title = match &session.title {
+                        Some(sealed) => app.core.vault.open(sealed).await.ok(),
+                        None => None,
+                    };
+                    let title = title.as_ref().and_then(|bytes| std::str::from_utf8(bytes).ok());
+                    let mark = if *number == sessions.current { "● " } else { "" };
+                    let label = texts::session_label(message.language, *number, title);
+                    buttons.push((format!("{mark}{label}"), Button::Session(*number)));
+                }
+                Ok((!buttons.is_empty()).then(|| keyboard(&buttons)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    // ---- delivery ----
+
+    async fn destination(&self, message: &Message) -> Result<Option<Destination>, StepError> {
+        let content = self.bot.deps.app.turns.open_body(message.body.body_id).await?;
+        Ok(match content {
+            Some(BodyContent::Update { raw, .. }) => Destination::of(&raw),
+            _ => None,
+        })
+    }
+
+    async fn deliver(&self, turn: &Turn, message: &Message) -> Result<Next, StepError> {
+        let begun = Instant::now();
+        let app = &self.bot.deps.app;
+        let (turns, id, fence) = (&app.turns, self.started.work.turn, self.bot.fence);
+        let Some(mut destination) = self.destination(message).await? else {
+            turns.give_up(&self.caller, id, fence, "erased", 0, "the message is no longer there").await?;
+            return Ok(Next::Done);
+        };
+        let now = app.core.clock.now();
+        let text = match (turn.phase, &turn.reply, &turn.refusal, &turn.failure) {
+            (TurnPhase::RefusalPending, _, Some(reason), _) => texts::refusal(message.language, reason, now),
+            (TurnPhase::FailurePending, _, _, Some(code)) => texts::failure(message.language, code),
+            (_, Some(reply), ..) => match app.turns.open_body(reply.body_id).await? {
+                Some(BodyContent::Reply { text }) => text,
+                _ => {
+                    turns.give_up(&self.caller, id, fence, "erased", 0, "the answer is no longer there").await?;
+                    return Ok(Next::Done);
+                }
+            },
+            _ => return Ok(Next::Done),
+        };
+        let buttons = self.buttons(message).await?;
+        if let Some(callback) = &destination.callback {
+            // Ends the button's spinner; too late is as good as done.
+            let _ = self.call::<Value>("answerCallbackQuery", &json!({"callback_query_id": callback}), EDIT_PATIENCE).await;
+        }
+        let mut pieces = split(&format(&text));
+        if pieces.is_empty() {
+            // Nothing but markup: shown as it was written.
+            pieces = split(&Formatted::plain(if text.trim().is_empty() { "…" } else { &text }));
+        }
+        let mut message_ids = Vec::with_capacity(pieces.len());
+        let last = pieces.len() - 1;
+        let mut end = None;
+        for (place, piece) in pieces.iter().enumerate() {
+            let buttons = buttons.as_ref().filter(|_| place == last);
+            let edited = match turn.started_message.filter(|_| place == 0) {
+                Some(started) => self.edit(&destination, started, piece, buttons).await,
+                None => Ok(None),
+            };
+            let sent = match edited {
+                Ok(Some(edited)) => Ok(edited),
+                Ok(None) => self.send(&mut destination, piece, buttons, place == 0).await,
+                Err(end) => Err(end),
+            };
+            match sent {
+                Ok(message_id) => message_ids.push(message_id),
+                Err(failed) => {
+                    end = Some(failed);
+                    break;
+                }
+            }
+        }
+        crash::point("sent");
+        match end {
+            None => self.insist(|| turns.deliver(&self.caller, id, fence, message_ids.clone())).await,
+            Some(SendEnd::Halted) => return Ok(Next::Done),
+            Some(SendEnd::GaveUp(refusal)) => {
+                tracing::info!(
+                    turn.id = %id, code = refusal.code, class = refusal.class.as_str(),
+                    "Telegram does not take the answer of turn {id}"
+                );
+                let class = refusal.class.as_str();
+                self.insist(|| turns.give_up(&self.caller, id, fence, class, refusal.code, &refusal.description)).await;
+            }
+            Some(SendEnd::Unknown) => {
+                self.insist(|| turns.lose_outcome(&self.caller, id, fence, "the answer to a send never came")).await;
+            }
+        }
+        crash::point("delivered");
+        stage("deliver", begun.elapsed().as_secs_f64());
+        if let Some(received_at) = turn.received_at {
+            stage("total", self.seconds_since(received_at));
+        }
+        Ok(Next::Done)
+    }
+
+    /// Records what has happened outside already: tried until it stands, because doing the step again
+    /// would do it twice.
+    async fn insist<F>(&self, record: impl Fn() -> F)
+    where
+        F: Future<Output = Result<StepOutcome, StepError>>,
+    {
+        let mut pause = Duration::from_millis(100);
+        while let Err(error) = record().await {
+            tracing::warn!(turn.id = %self.started.work.turn, error = %chain(&error), "not recorded yet, trying again");
+            tokio::select! {
+                () = self.bot.halt.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    async fn call<T: serde::de::DeserializeOwned>(
+        &self,
+        method: &str,
+        parameters: &Value,
+        patience: Duration,
+    ) -> Result<T, CallError> {
+        let outcome = self.bot.deps.telegram.call_within(&self.bot.token, method, parameters, patience).await;
+        if let Err(CallError::Refused(refusal)) = &outcome
+            && refusal.class == ErrorClass::Credential
+        {
+            self.bot.fault(refusal);
+        }
+        outcome
+    }
+
+    async fn pause(&self, pause: Duration) -> Result<(), SendEnd> {
+        tokio::select! {
+            () = self.bot.halt.cancelled() => Err(SendEnd::Halted),
+            () = tokio::time::sleep(pause) => Ok(()),
+        }
+    }
+
+    /// What to do about a refusal that may pass: waits and comes back, or ends.
+    async fn endure(&self, destination: &Destination, refusal: Refusal, failures: &mut u32) -> Result<(), SendEnd> {
+        match refusal.class {
+            ErrorClass::Rate => {
+                let asked = refusal.retry_after.unwrap_or(Duration::from_secs(5));
+                if asked > LONGEST_PARK {
+                    return Err(SendEnd::GaveUp(refusal));
+                }
+                // The next try waits in the pacer.
+                self.bot.pacer.park(destination.chat, asked);
+                Ok(())
+            }
+            ErrorClass::Server => {
+                *failures += 1;
+                if *failures >= SERVER_FAILURES {
+                    return Err(SendEnd::GaveUp(refusal));
+                }
+                self.pause(Duration::from_millis(250) * 2u32.pow((*failures).min(6))).await
+            }
+            // The bot is about to be stopped; the turn stays open for when it has a good token.
+            ErrorClass::Credential => Err(SendEnd::Halted),
+            _ => Err(SendEnd::GaveUp(refusal)),
+        }
+    }
+
+    async fn place(&self, destination: &Destination) -> Result<(), SendEnd> {
+        tokio::select! {
+            () = self.bot.halt.cancelled() => Err(SendEnd::Halted),
+            () = self.bot.pacer.wait(destination.chat) => Ok(()),
+        }
+    }
+
+    async fn send(
+        &self,
+        destination: &mut Destination,
+        piece: &Formatted,
+        buttons: Option<&Value>,
+        first: bool,
+    ) -> Result<i64, SendEnd> {
+        let mut entities = !piece.entities.is_empty();
+        let mut failures = 0;
+        loop {
+            let parameters = send_parameters(destination, piece, entities, buttons, first);
+            self.place(destination).await?;
+            match self.call::<Sent>("sendMessage", &parameters, self.bot.deps.config.call_timeout).await {
+                Ok(sent) => return Ok(sent.message_id),
+                Err(CallError::NotSent) => {
+                    failures += 1;
+                    self.pause(Duration::from_millis(250) * 2u32.pow(failures.min(7))).await?;
+                }
+                Err(CallError::Unknown | CallError::Unreadable) => return Err(SendEnd::Unknown),
+                Err(CallError::Refused(refusal)) => match (refusal.class, refusal.migrate_to) {
+                    (ErrorClass::Migrate, Some(chat)) if chat != destination.chat => destination.chat = chat,
+                    (ErrorClass::BadRequest, _) if entities && refusal.description.contains("parse entities") => {
+                        entities = false;
+                    }
+                    _ => self.endure(destination, refusal, &mut failures).await?,
+                },
+            }
+        }
+    }
+
+    /// Puts a text into a message that is there. Nothing when that message is gone: then it is sent.
+    async fn edit(
+        &self,
+        destination: &Destination,
+        message_id: i64,
+        piece: &Formatted,
+        buttons: Option<&Value>,
+    ) -> Result<Option<i64>, SendEnd> {
+        let mut entities = !piece.entities.is_empty();
+        let mut failures = 0;
+        loop {
+            let parameters = edit_parameters(destination, message_id, piece, entities, buttons);
+            self.place(destination).await?;
+            match self.call::<Value>("editMessageText", &parameters, self.bot.deps.config.call_timeout).await {
+                Ok(_) => return Ok(Some(message_id)),
+                // An edit may be repeated: the message looks the same afterwards.
+                Err(CallError::NotSent | CallError::Unknown | CallError::Unreadable) => {
+                    failures += 1;
+                    self.pause(Duration::from_millis(250) * 2u32.pow(failures.min(7))).await?;
+                }
+                Err(CallError::Refused(refusal)) => match refusal.class {
+                    ErrorClass::SuccessInEffect => return Ok(Some(message_id)),
+                    ErrorClass::TooLate => return Ok(None),
+                    ErrorClass::BadRequest if entities && refusal.description.contains("parse entities") => {
+                        entities = false;
+                    }
+                    _ => self.endure(destination, refusal, &mut failures).await?,
+                },
+            }
+        }
+    }
+}
+
+fn other<E: botledger_domain::DomainError>(error: CommandError<E>) -> StepError {
+    match error {
+        CommandError::NotFound { what } => CommandError::NotFound { what },
+        CommandError::Conflict => CommandError::Conflict,
+        CommandError::Forbidden { permission } => CommandError::Forbidden { permission },
+        CommandError::Invalid { code, message } => CommandError::Invalid { code, message },
+        CommandError::Probe(error) => CommandError::Probe(error),
+        CommandError::Unavailable { source } => CommandError::Unavailable { source },
+        CommandError::Refused(refusal) => {
+            CommandError::Invalid { code: refusal.code(), message: refusal.to_string() }
+        }
+    }
+}
+
+/// What follows a command's name.
+fn argument(text: &str) -> &str {
+    text.split_once(char::is_whitespace).map_or("", |(_, argument)| argument.trim())
+}
+
+fn set_text(parameters: &mut Value, piece: &Formatted, entities: bool, buttons: Option<&Value>) {
+    parameters["text"] = piece.text.as_str().into();
+    if entities {
+        parameters["entities"] = serde_json::to_value(&piece.entities).unwrap_or_default();
+    }
+    if let Some(buttons) = buttons {
+        parameters["reply_markup"] = buttons.clone();
+    }
+}
+
+fn send_parameters(
+    destination: &Destination,
+    piece: &Formatted,
+    entities: bool,
+    buttons: Option<&Value>,
+    first: bool,
+) -> Value {
+    let mut parameters = json!({"chat_id": destination.chat});
+    set_text(&mut parameters, piece, entities, buttons);
+    if let Some(thread) = destination.thread {
+        parameters["message_thread_id"] = thread.into();
+    }
+    if let Some(reply_to) = destination.reply_to.filter(|_| first) {
+        parameters["reply_parameters"] = json!({"message_id": reply_to, "allow_sending_without_reply": true});
+    }
+    parameters
+}
+
+fn edit_parameters(
+    destination: &Destination,
+    message_id: i64,
+    piece: &Formatted,
+    entities: bool,
+    buttons: Option<&Value>,
+) -> Value {
+    let mut parameters = json!({"chat_id": destination.chat, "message_id": message_id});
+    set_text(&mut parameters, piece, entities, buttons);
+    parameters
+}
+
+/// The message that shows an answer while it is being written.
+struct Screen<'a> {
+    worker: &'a Worker<'a>,
+    destination: &'a Destination,
+    message_id: Option<i64>,
+    shown: String,
+    next_at: Instant,
+    interval: Duration,
+    open: bool,
+}
+
+impl Screen<'_> {
+    async fn show(&mut self, text: &str) {
+        if !self.open || Instant::now() < self.next_at {
+            return;
+        }
+        let piece = format(text);
+        if piece.text.trim().is_empty() || piece.text == self.shown {
+            return;
+        }
+        if piece.text.chars().count() > MESSAGE_CHARS {
+            // The rest appears with the whole answer.
+            self.open = false;
+            return;
+        }
+        if !self.worker.bot.pacer.try_edit(self.destination.chat) {
+            return;
+        }
+        self.next_at = Instant::now() + self.interval;
+        let outcome = match self.message_id {
+            Some(message_id) => self.change(message_id, &piece).await,
+            None => self.begin(&piece).await,
+        };
+        match outcome {
+            Ok(()) => self.shown = piece.text,
+            Err(CallError::Refused(Refusal { class: ErrorClass::Rate, retry_after, .. })) => {
+                self.worker.bot.pacer.park(self.destination.chat, retry_after.unwrap_or(Duration::from_secs(5)));
+                self.open = false;
+            }
+            // The whole answer is delivered later by the careful way; no more showing until then.
+            Err(_) => self.open = false,
+        }
+    }
+
+    async fn change(&self, message_id: i64, piece: &Formatted) -> Result<(), CallError> {
+        let parameters = edit_parameters(self.destination, message_id, piece, !piece.entities.is_empty(), None);
+        match self.worker.call::<Value>("editMessageText", &parameters, EDIT_PATIENCE).await {
+            Err(error) if error.class() == Some(ErrorClass::SuccessInEffect) => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+
+    async fn begin(&mut self, piece: &Formatted) -> Result<(), CallError> {
+        let parameters = send_parameters(self.destination, piece, !piece.entities.is_empty(), None, true);
+        let sent: Sent = self.worker.call("sendMessage", &parameters, EDIT_PATIENCE).await?;
+        crash::point("start_sent");
+        self.message_id = Some(sent.message_id);
+        let worker = self.worker;
+        let turns = &worker.bot.deps.app.turns;
+        worker
+            .insist(|| turns.start_delivery(&worker.caller, worker.started.work.turn, worker.bot.fence, sent.message_id))
+            .await;
+        crash::point("start_recorded");
+        Ok(())
+    }
+}
