@@ -116,8 +116,10 @@ impl Button {
 
 /// An inline keyboard with one button a row.
 pub(crate) fn keyboard(buttons: &[(String, Button)]) -> Value {
-    let rows: Vec<Value> =
-        buttons.iter().map(|(text, button)| json!([{"text": text, "callback_data": button.data()}])).collect();
+    let rows: Vec<Value> = buttons
+        .iter()
+        .map(|(text, button)| json!([{"text": text, "callback_data": button.data()}]))
+        .collect();
     json!({"inline_keyboard": rows})
 }
 

@@ -67,7 +67,16 @@ impl Deps {
         config: BotConfig,
     ) -> Self {
         let normal = Arc::new(Semaphore::new(config.max_concurrent_turns));
-        Self { app, read, telegram, provider, redis, config, normal, high: Arc::new(Semaphore::new(HIGH_LANE)) }
+        Self {
+            app,
+            read,
+            telegram,
+            provider,
+            redis,
+            config,
+            normal,
+            high: Arc::new(Semaphore::new(HIGH_LANE)),
+        }
     }
 
     pub(crate) fn queue(&self, bot: BotId) -> Queue {
@@ -266,7 +275,9 @@ impl Hint {
     async fn set(&self, ttl: Duration) {
         let Some(mut redis) = self.redis.clone() else { return };
         let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-        let _ = tokio::time::timeout(self.patience, redis.pset_ex::<_, _, ()>(&self.key, &self.instance, ttl)).await;
+        let _ =
+            tokio::time::timeout(self.patience, redis.pset_ex::<_, _, ()>(&self.key, &self.instance, ttl))
+                .await;
     }
 
     async fn clear(&self) {
@@ -445,8 +456,13 @@ async fn take_up(bot: &Arc<HeldBot>) -> usize {
     match open_turns(&bot.deps.read, bot.id, Position(0), SWEPT).await {
         Ok(turns) => {
             for open in turns {
-                let work =
-                    Work { turn: open.turn, conversation: open.conversation, lane: open.lane, stops: false, entry: None };
+                let work = Work {
+                    turn: open.turn,
+                    conversation: open.conversation,
+                    lane: open.lane,
+                    stops: false,
+                    entry: None,
+                };
                 found += usize::from(bot.dispatcher.submit(work));
             }
         }
@@ -575,7 +591,8 @@ async fn sweep(bot: Arc<HeldBot>) {
         for lane in [Lane::High, Lane::Normal] {
             if let Some(fill) = bot.queue.fill(lane, now_ms).await {
                 let lane: &'static str = lane.into();
-                metrics::gauge!("botledger_queue_depth", "bot" => id.clone(), "lane" => lane).set(fill.depth as f64);
+                metrics::gauge!("botledger_queue_depth", "bot" => id.clone(), "lane" => lane)
+                    .set(fill.depth as f64);
                 metrics::gauge!("botledger_queue_age_seconds", "bot" => id.clone(), "lane" => lane)
                     .set(fill.age_ms as f64 / 1_000.0);
             }

@@ -60,7 +60,10 @@ fn asks_to_stop(update: &IncomingUpdate) -> bool {
 ///
 /// # Errors
 /// When the batch could not be stored; then nothing of it may be confirmed.
-pub(crate) async fn take_in(bot: &Arc<HeldBot>, updates: Vec<IncomingUpdate>) -> Result<(), CommandError<TurnError>> {
+pub(crate) async fn take_in(
+    bot: &Arc<HeldBot>,
+    updates: Vec<IncomingUpdate>,
+) -> Result<(), CommandError<TurnError>> {
     let begun = Instant::now();
     let stops: Vec<bool> = updates.iter().map(asks_to_stop).collect();
     let caller = Caller::system("intake", bot.deps.app.core.ids.next());
@@ -84,7 +87,8 @@ pub(crate) async fn take_in(bot: &Arc<HeldBot>, updates: Vec<IncomingUpdate>) ->
         .collect();
     bot.enqueue(works).await;
     crash::point("queued");
-    metrics::histogram!("botledger_turn_stage_seconds", "stage" => "intake").record(begun.elapsed().as_secs_f64());
+    metrics::histogram!("botledger_turn_stage_seconds", "stage" => "intake")
+        .record(begun.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -156,8 +160,11 @@ impl Poller<'_> {
             return Duration::from_secs(1);
         }
         let highest = updates.iter().filter_map(|update| update.update_id).max();
-        let nameless: Vec<String> =
-            updates.iter().filter(|update| update.update_id.is_none()).map(|update| update.raw.clone()).collect();
+        let nameless: Vec<String> = updates
+            .iter()
+            .filter(|update| update.update_id.is_none())
+            .map(|update| update.raw.clone())
+            .collect();
         match take_in(self.bot, updates).await {
             Ok(()) => {
                 self.failures = 0;

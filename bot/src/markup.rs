@@ -65,7 +65,8 @@ impl Writer {
 
 /// Formats Markdown. What Telegram has no entity for (tables, images, rules) stays readable text.
 pub(crate) fn format(markdown: &str) -> Formatted {
-    let mut writer = Writer { text: String::new(), units: 0, entities: Vec::new(), open: Vec::new(), lists: Vec::new() };
+    let mut writer =
+        Writer { text: String::new(), units: 0, entities: Vec::new(), open: Vec::new(), lists: Vec::new() };
     for event in Parser::new_ext(markdown, Options::ENABLE_STRIKETHROUGH) {
         match event {
             Event::Start(tag) => start(&mut writer, tag),
@@ -169,7 +170,9 @@ fn end(writer: &mut Writer, tag: TagEnd) {
             }
             writer.end();
         }
-        TagEnd::Emphasis | TagEnd::Strong | TagEnd::Strikethrough | TagEnd::Link | TagEnd::Image => writer.end(),
+        TagEnd::Emphasis | TagEnd::Strong | TagEnd::Strikethrough | TagEnd::Link | TagEnd::Image => {
+            writer.end()
+        }
         TagEnd::List(_) => {
             writer.lists.pop();
             if writer.lists.is_empty() {
@@ -243,7 +246,10 @@ mod tests {
             .iter()
             .map(|entity| {
                 let part = &units[entity.offset..entity.offset + entity.length];
-                let kind = serde_json::to_value(&entity.kind).expect("JSON")["type"].as_str().expect("a type").to_owned();
+                let kind = serde_json::to_value(&entity.kind).expect("JSON")["type"]
+                    .as_str()
+                    .expect("a type")
+                    .to_owned();
                 (kind, String::from_utf16(part).expect("whole characters"))
             })
             .collect()
@@ -251,15 +257,18 @@ mod tests {
 
     #[test]
     fn markdown_becomes_entities() {
-        let formatted = format("# Title\n\nSome **bold 🙂 and _both_** `x < y`\n\n```rust\nfn main() {}\n```\n\n- one\n- two");
-        assert_eq!(
-            formatted.text,
-            "Title\n\nSome bold 🙂 and both x < y\n\nfn main() {}\n\n• one\n• two"
+        let formatted = format(
+            "# Title\n\nSome **bold 🙂 and _both_** `x < y`\n\n```rust\nfn main() {}\n```\n\n- one\n- two",
         );
+        assert_eq!(formatted.text, "Title\n\nSome bold 🙂 and both x < y\n\nfn main() {}\n\n• one\n• two");
         let entities = shown(&formatted);
-        for (kind, text) in
-            [("bold", "Title"), ("bold", "bold 🙂 and both"), ("italic", "both"), ("code", "x < y"), ("pre", "fn main() {}")]
-        {
+        for (kind, text) in [
+            ("bold", "Title"),
+            ("bold", "bold 🙂 and both"),
+            ("italic", "both"),
+            ("code", "x < y"),
+            ("pre", "fn main() {}"),
+        ] {
             assert!(entities.contains(&(kind.to_owned(), text.to_owned())), "{kind} {text} in {entities:?}");
         }
     }

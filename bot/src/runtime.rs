@@ -91,14 +91,38 @@ pub fn describe_metrics() {
     describe_gauge!("botledger_bots_held", Unit::Count, "Bots run by this process");
     describe_gauge!("botledger_turns_open", Unit::Count, "Turns of a bot that wait or are worked on");
     describe_gauge!("botledger_queue_depth", Unit::Count, "Entries in a bot's queue in Redis, by lane");
-    describe_gauge!("botledger_queue_age_seconds", Unit::Seconds, "Age of the oldest entry in a bot's queue, by lane");
-    describe_counter!("botledger_queue_failures_total", Unit::Count, "Times Redis did not take turns into the queue");
-    describe_counter!("botledger_queue_recovered_total", Unit::Count, "Turns found in the ledger and put back in line");
+    describe_gauge!(
+        "botledger_queue_age_seconds",
+        Unit::Seconds,
+        "Age of the oldest entry in a bot's queue, by lane"
+    );
+    describe_counter!(
+        "botledger_queue_failures_total",
+        Unit::Count,
+        "Times Redis did not take turns into the queue"
+    );
+    describe_counter!(
+        "botledger_queue_recovered_total",
+        Unit::Count,
+        "Turns found in the ledger and put back in line"
+    );
     describe_counter!("botledger_updates_total", Unit::Count, "Updates taken in, by outcome");
-    describe_counter!("botledger_poll_conflicts_total", Unit::Count, "Times somebody else polled for a bot of ours");
+    describe_counter!(
+        "botledger_poll_conflicts_total",
+        Unit::Count,
+        "Times somebody else polled for a bot of ours"
+    );
     describe_counter!("botledger_telegram_calls_total", Unit::Count, "Bot API calls by method and outcome");
-    describe_histogram!("botledger_telegram_call_seconds", Unit::Seconds, "Bot API calls but getUpdates, by method");
-    describe_histogram!("botledger_pacer_wait_seconds", Unit::Seconds, "Sends held back to keep a chat's limit");
+    describe_histogram!(
+        "botledger_telegram_call_seconds",
+        Unit::Seconds,
+        "Bot API calls but getUpdates, by method"
+    );
+    describe_histogram!(
+        "botledger_pacer_wait_seconds",
+        Unit::Seconds,
+        "Sends held back to keep a chat's limit"
+    );
     describe_histogram!(
         "botledger_turn_stage_seconds",
         Unit::Seconds,

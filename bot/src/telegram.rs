@@ -62,13 +62,17 @@ impl ErrorClass {
             401 | 421 => Self::Credential,
             404 if begins(&["method not found"]) => Self::BadRequest,
             404 => Self::Credential,
-            403 if begins(&["bot was kicked", "bot is not a member", "the group chat was deleted"]) => Self::ChatGone,
+            403 if begins(&["bot was kicked", "bot is not a member", "the group chat was deleted"]) => {
+                Self::ChatGone
+            }
             403 => Self::RecipientGone,
             409 => Self::Conflict,
             429 => Self::Rate,
             500.. => Self::Server,
             400 if migrates => Self::Migrate,
-            400 if begins(&["chat not found", "private chat not found", "PEER_ID_INVALID"]) => Self::RecipientGone,
+            400 if begins(&["chat not found", "private chat not found", "PEER_ID_INVALID"]) => {
+                Self::RecipientGone
+            }
             400 if begins(&[
                 "not enough rights",
                 "have no rights",
@@ -185,7 +189,12 @@ impl Telegram {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn call<T: DeserializeOwned>(&self, token: &str, method: &str, parameters: &Value) -> Result<T, CallError> {
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        token: &str,
+        method: &str,
+        parameters: &Value,
+    ) -> Result<T, CallError> {
         self.call_within(token, method, parameters, self.patience).await
     }
 
@@ -210,7 +219,8 @@ impl Telegram {
             Err(CallError::Unreadable) => "unreadable",
         };
         let method = method.to_owned();
-        metrics::counter!("botledger_telegram_calls_total", "method" => method.clone(), "outcome" => label).increment(1);
+        metrics::counter!("botledger_telegram_calls_total", "method" => method.clone(), "outcome" => label)
+            .increment(1);
         if method != "getUpdates" {
             metrics::histogram!("botledger_telegram_call_seconds", "method" => method)
                 .record(started.elapsed().as_secs_f64());
@@ -234,7 +244,9 @@ impl Telegram {
         let body = response.bytes().await.map_err(|_| CallError::Unknown)?;
         match serde_json::from_slice::<Answer<T>>(&body) {
             Ok(Answer { ok: true, result: Some(result), .. }) => Ok(result),
-            Ok(Answer { ok: false, error_code, description, parameters, .. }) if error_code.is_some() || status >= 400 => {
+            Ok(Answer { ok: false, error_code, description, parameters, .. })
+                if error_code.is_some() || status >= 400 =>
+            {
                 let code = error_code.unwrap_or(status);
                 let description = description.unwrap_or_default();
                 let migrate_to = parameters.as_ref().and_then(|parameters| parameters.migrate_to_chat_id);
@@ -242,7 +254,9 @@ impl Telegram {
                     class: ErrorClass::of(code, &description, migrate_to.is_some()),
                     code,
                     description,
-                    retry_after: parameters.and_then(|parameters| parameters.retry_after).map(Duration::from_secs),
+                    retry_after: parameters
+                        .and_then(|parameters| parameters.retry_after)
+                        .map(Duration::from_secs),
                     migrate_to,
                 }))
             }
@@ -313,7 +327,13 @@ mod tests {
     #[test]
     fn only_what_looks_like_a_token_goes_into_an_address() {
         assert!(is_token_shaped("123456:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw1"));
-        for bad in ["", "123", "123:short", "12/../3:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw1", "1:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsa/1"] {
+        for bad in [
+            "",
+            "123",
+            "123:short",
+            "12/../3:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw1",
+            "1:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsa/1",
+        ] {
             assert!(!is_token_shaped(bad), "{bad}");
         }
     }

@@ -46,7 +46,11 @@ fn grouped(amount: u64, separator: char) -> String {
 
 /// A moment and how far away it is, for example `15:30 UTC (in 12 minutes)`.
 pub(crate) fn moment(language: Language, at: DateTime<Utc>, now: DateTime<Utc>) -> String {
-    let clock = if at.date_naive() == now.date_naive() { at.format("%H:%M UTC") } else { at.format("%Y-%m-%d %H:%M UTC") };
+    let clock = if at.date_naive() == now.date_naive() {
+        at.format("%H:%M UTC")
+    } else {
+        at.format("%Y-%m-%d %H:%M UTC")
+    };
     let seconds = u64::try_from((at - now).num_seconds().max(1)).unwrap_or(1);
     let (amount, unit) = match seconds {
         0..120 => (seconds, 0),
@@ -110,8 +114,12 @@ pub(crate) fn help(language: Language) -> String {
 }
 
 pub(crate) fn unknown_command(language: Language) -> String {
-    pick(language, "I do not know this command. /help lists the ones I know.", "Такой команды нет. Список — в /help.")
-        .to_owned()
+    pick(
+        language,
+        "I do not know this command. /help lists the ones I know.",
+        "Такой команды нет. Список — в /help.",
+    )
+    .to_owned()
 }
 
 pub(crate) fn unsupported(language: Language) -> String {
@@ -138,7 +146,9 @@ pub(crate) fn usage(language: Language, left: &QuotaLeft, now: DateTime<Utc>) ->
     let held = match (left.reserved, language) {
         (0, _) => String::new(),
         (held, Language::En) => format!("\n- held by answers being written: {}", tokens(language, held)),
-        (held, Language::Ru) => format!("\n- отложено на ответы, которые пишутся: {}", tokens(language, held)),
+        (held, Language::Ru) => {
+            format!("\n- отложено на ответы, которые пишутся: {}", tokens(language, held))
+        }
     };
     let used = match language {
         Language::En => format!("- used in this period: {used}"),
@@ -166,7 +176,8 @@ pub(crate) fn status(language: Language, quota: &str, session: Option<u32>, mode
 }
 
 pub(crate) fn no_history(language: Language) -> String {
-    pick(language, "Nothing has been said in this session yet.", "В этой беседе пока ничего не сказано.").to_owned()
+    pick(language, "Nothing has been said in this session yet.", "В этой беседе пока ничего не сказано.")
+        .to_owned()
 }
 
 pub(crate) fn history_heading(language: Language) -> &'static str {
@@ -221,7 +232,9 @@ pub(crate) fn shortened(text: &str, limit: usize) -> String {
 
 pub(crate) fn session_opened(language: Language, number: u32) -> String {
     match language {
-        Language::En => format!("Session {number} begins. I start afresh; /sessions takes you back to earlier ones."),
+        Language::En => {
+            format!("Session {number} begins. I start afresh; /sessions takes you back to earlier ones.")
+        }
         Language::Ru => {
             format!("Начата беседа {number}. Начинаем с чистого листа; к прежним вернёт /sessions.")
         }
@@ -245,7 +258,12 @@ pub(crate) fn sessions_heading(language: Language) -> &'static str {
 }
 
 pub(crate) fn no_sessions(language: Language) -> String {
-    pick(language, "No session yet: write something and the first one begins.", "Бесед пока нет: напишите что-нибудь, и начнётся первая.").to_owned()
+    pick(
+        language,
+        "No session yet: write something and the first one begins.",
+        "Бесед пока нет: напишите что-нибудь, и начнётся первая.",
+    )
+    .to_owned()
 }
 
 pub(crate) fn session_label(language: Language, number: u32, title: Option<&str>) -> String {
@@ -319,11 +337,13 @@ pub(crate) fn privacy(language: Language) -> String {
 pub(crate) fn refusal(language: Language, reason: &RefusalReason, now: DateTime<Utc>) -> String {
     match (reason, language) {
         (RefusalReason::Blocked { reason, until }, Language::En) => {
-            let until = until.map_or_else(String::new, |until| format!(" until {}", moment(language, until, now)));
+            let until =
+                until.map_or_else(String::new, |until| format!(" until {}", moment(language, until, now)));
             format!("You cannot use this bot{until}. Reason: {}", escape(reason.as_str()))
         }
         (RefusalReason::Blocked { reason, until }, Language::Ru) => {
-            let until = until.map_or_else(String::new, |until| format!(" до {}", moment(language, until, now)));
+            let until =
+                until.map_or_else(String::new, |until| format!(" до {}", moment(language, until, now)));
             format!("Вы не можете пользоваться этим ботом{until}. Причина: {}", escape(reason.as_str()))
         }
         (RefusalReason::RateLimited { retry_at, .. }, Language::En) => {
@@ -343,16 +363,23 @@ pub(crate) fn refusal(language: Language, reason: &RefusalReason, now: DateTime<
             moment(language, *resets_at, now)
         ),
         (RefusalReason::TooLong { .. }, Language::En) => {
-            "This message is longer than the model can read. Please shorten it or send it in parts.".to_owned()
+            "This message is longer than the model can read. Please shorten it or send it in parts."
+                .to_owned()
         }
         (RefusalReason::TooLong { .. }, Language::Ru) => {
             "Сообщение длиннее, чем модель может прочитать. Сократите его или пришлите частями.".to_owned()
         }
         (RefusalReason::Overloaded { retry_at }, Language::En) => {
-            format!("There are too many questions at the moment. Please try again at {}.", moment(language, *retry_at, now))
+            format!(
+                "There are too many questions at the moment. Please try again at {}.",
+                moment(language, *retry_at, now)
+            )
         }
         (RefusalReason::Overloaded { retry_at }, Language::Ru) => {
-            format!("Сейчас слишком много вопросов. Попробуйте, пожалуйста, в {}.", moment(language, *retry_at, now))
+            format!(
+                "Сейчас слишком много вопросов. Попробуйте, пожалуйста, в {}.",
+                moment(language, *retry_at, now)
+            )
         }
     }
 }
@@ -412,24 +439,44 @@ mod tests {
     fn a_moment_says_how_far_away_it_is() {
         let now = at("2026-11-24T10:00:00Z");
         assert_eq!(moment(Language::En, at("2026-11-24T10:05:00Z"), now), "10:05 UTC (in 5 minutes)");
-        assert_eq!(moment(Language::Ru, at("2026-11-26T10:00:01Z"), now), "2026-11-26 10:00 UTC (через 3 дня)");
+        assert_eq!(
+            moment(Language::Ru, at("2026-11-26T10:00:01Z"), now),
+            "2026-11-26 10:00 UTC (через 3 дня)"
+        );
     }
 
     #[test]
     fn strange_words_do_not_act_as_markup() {
         let formatted = crate::markup::format(&escape("**not bold** [x](https://e.org) <b>"));
-        assert_eq!((formatted.text.as_str(), formatted.entities.len()), ("**not bold** [x](https://e.org) <b>", 0));
+        assert_eq!(
+            (formatted.text.as_str(), formatted.entities.len()),
+            ("**not bold** [x](https://e.org) <b>", 0)
+        );
     }
 
     #[test]
     fn every_text_speaks_both_languages() {
-        let left = QuotaLeft { limit: 10, used: 1, reserved: 2, remaining: 7, resets_at: at("2026-11-25T00:00:00Z") };
+        let left = QuotaLeft {
+            limit: 10,
+            used: 1,
+            reserved: 2,
+            remaining: 7,
+            resets_at: at("2026-11-25T00:00:00Z"),
+        };
         let now = at("2026-11-24T10:00:00Z");
         let all = |language| {
             vec![
-                welcome(language, "A"), help(language), unknown_command(language), unsupported(language),
-                usage(language, &left, now), status(language, "q", Some(1), "m"), privacy(language),
-                settings(language), stopped(language, true), session_opened(language, 2), failure(language, "LLM_UNAVAILABLE"),
+                welcome(language, "A"),
+                help(language),
+                unknown_command(language),
+                unsupported(language),
+                usage(language, &left, now),
+                status(language, "q", Some(1), "m"),
+                privacy(language),
+                settings(language),
+                stopped(language, true),
+                session_opened(language, 2),
+                failure(language, "LLM_UNAVAILABLE"),
             ]
         };
         for (english, russian) in all(Language::En).into_iter().zip(all(Language::Ru)) {

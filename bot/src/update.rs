@@ -96,8 +96,24 @@ pub struct Viewer {
 /// The kinds of content a message can have besides text, as the Bot API names their fields. A bot
 /// says that it cannot read them; anything not listed is a notice about the chat and needs no answer.
 const CONTENTS: &[&str] = &[
-    "photo", "video", "voice", "audio", "document", "sticker", "animation", "video_note", "contact", "location",
-    "venue", "poll", "dice", "paid_media", "story", "checklist", "game", "live_photo",
+    "photo",
+    "video",
+    "voice",
+    "audio",
+    "document",
+    "sticker",
+    "animation",
+    "video_note",
+    "contact",
+    "location",
+    "venue",
+    "poll",
+    "dice",
+    "paid_media",
+    "story",
+    "checklist",
+    "game",
+    "live_photo",
 ];
 
 /// Reads one update of a `getUpdates` result or a webhook call. Never fails: what cannot be read is
@@ -119,13 +135,16 @@ pub fn read_update(raw: &RawValue, viewer: &Viewer) -> IncomingUpdate {
     let Some(update_id) = object.get("update_id").and_then(Value::as_i64) else {
         return unreadable(None, "no update_id");
     };
-    let Some((kind, content)) = object.iter().find(|(key, content)| *key != "update_id" && content.is_object())
+    let Some((kind, content)) =
+        object.iter().find(|(key, content)| *key != "update_id" && content.is_object())
     else {
         return unreadable(Some(update_id), "no content");
     };
     let read = match kind.as_str() {
         "message" => MessageView::deserialize(content).map(|message| read_message(message, content, viewer)),
-        "callback_query" => CallbackView::deserialize(content).map(|callback| read_callback(callback, content)),
+        "callback_query" => {
+            CallbackView::deserialize(content).map(|callback| read_callback(callback, content))
+        }
         _ => Ok((date_of(content), other(kind, content))),
     };
     match read {
@@ -210,7 +229,9 @@ fn command_of(message: &MessageView, viewer: &Viewer) -> Addressed {
     let first = message.entities.iter().find(|entity| entity.offset == 0 && entity.kind == "bot_command");
     let Some(entity) = first else { return Addressed::No };
     // A command is ASCII, so UTF-16 units, bytes and characters are the same here.
-    let Some(token) = text.get(1..entity.length).filter(|_| text.starts_with('/')) else { return Addressed::No };
+    let Some(token) = text.get(1..entity.length).filter(|_| text.starts_with('/')) else {
+        return Addressed::No;
+    };
     let (name, to) = token.split_once('@').map_or((token, None), |(name, to)| (name, Some(to)));
     if to.is_some_and(|to| !to.eq_ignore_ascii_case(&viewer.username)) {
         return Addressed::Elsewhere;
@@ -333,7 +354,10 @@ mod tests {
         let unknown = serde_json::json!({
             "text": "/fly", "entities": [{"type": "bot_command", "offset": 0, "length": 4}]
         });
-        assert_eq!(ask(&message(private.clone(), unknown)), Some(Ask::Command { name: "unknown".to_owned() }));
+        assert_eq!(
+            ask(&message(private.clone(), unknown)),
+            Some(Ask::Command { name: "unknown".to_owned() })
+        );
         let photo = serde_json::json!({"photo": []});
         assert_eq!(ask(&message(private, photo)), Some(Ask::Unsupported { content: "photo".to_owned() }));
     }
@@ -348,18 +372,24 @@ mod tests {
             "text": "/start@OtherBot", "entities": [{"type": "bot_command", "offset": 0, "length": 15}]
         });
         assert_eq!(ask(&message(group.clone(), elsewhere)), None);
-        let reply = serde_json::json!({"text": "yes", "reply_to_message": {"from": {"id": 42, "is_bot": true}}});
+        let reply =
+            serde_json::json!({"text": "yes", "reply_to_message": {"from": {"id": 42, "is_bot": true}}});
         assert_eq!(ask(&message(group, reply)), Some(Ask::Text));
     }
 
     #[test]
     fn rubbish_is_kept_with_a_reason() {
-        for (raw, problem) in
-            [("[1]", "no object"), ("{}", "no update_id"), (r#"{"update_id":1}"#, "no content"),
-             (r#"{"update_id":1,"message":{"text":5}}"#, "not the fields of its kind")]
-        {
+        for (raw, problem) in [
+            ("[1]", "no object"),
+            ("{}", "no update_id"),
+            (r#"{"update_id":1}"#, "no content"),
+            (r#"{"update_id":1,"message":{"text":5}}"#, "not the fields of its kind"),
+        ] {
             let update = read_update(&RawValue::from_string(raw.to_owned()).expect("JSON"), &viewer());
-            assert!(matches!(&update.kind, IncomingKind::Unreadable { problem: told } if told == problem), "{raw}");
+            assert!(
+                matches!(&update.kind, IncomingKind::Unreadable { problem: told } if told == problem),
+                "{raw}"
+            );
             assert_eq!(update.raw, raw);
         }
     }
@@ -367,10 +397,14 @@ mod tests {
     #[test]
     fn a_topic_message_goes_back_to_its_topic_and_a_private_one_needs_no_reply_mark() {
         let group = serde_json::json!({"id": -9, "type": "supergroup"});
-        let topic = message(group, serde_json::json!({"text": "x", "message_thread_id": 3, "is_topic_message": true}));
+        let topic = message(
+            group,
+            serde_json::json!({"text": "x", "message_thread_id": 3, "is_topic_message": true}),
+        );
         let expected = Destination { chat: -9, thread: Some(3), reply_to: Some(7), callback: None };
         assert_eq!(Destination::of(&topic.to_string()), Some(expected));
-        let private = message(serde_json::json!({"id": 9, "type": "private"}), serde_json::json!({"text": "x"}));
+        let private =
+            message(serde_json::json!({"id": 9, "type": "private"}), serde_json::json!({"text": "x"}));
         assert_eq!(
             Destination::of(&private.to_string()),
             Some(Destination { chat: 9, thread: None, reply_to: None, callback: None })

@@ -205,8 +205,10 @@ impl Worker<'_> {
         };
         let latency = u64::try_from(completion.total.as_millis()).unwrap_or(u64::MAX);
         let turns = &self.bot.deps.app.turns;
-        self.insist(|| turns.answer(&self.caller, self.started.work.turn, self.bot.fence, source.clone(), &text, latency))
-            .await;
+        self.insist(|| {
+            turns.answer(&self.caller, self.started.work.turn, self.bot.fence, source.clone(), &text, latency)
+        })
+        .await;
         crash::point("answered");
         Ok(Next::Again)
     }
@@ -218,7 +220,8 @@ impl Worker<'_> {
     ) -> Result<(String, Completion), LlmError> {
         let begun = Instant::now();
         let deadline = begun + self.bot.deps.config.answer_deadline;
-        let mut stream = self.bot.deps.provider.chat(request.clone(), self.started.stop.clone(), deadline).await?;
+        let mut stream =
+            self.bot.deps.provider.chat(request.clone(), self.started.stop.clone(), deadline).await?;
         let mut text = String::new();
         while let Some(piece) = stream.next().await {
             match piece? {
@@ -300,10 +303,12 @@ impl Worker<'_> {
             Command::Privacy => texts::privacy(language),
             Command::Settings => texts::settings(language),
             Command::Stop => texts::stopped(language, self.started.stopped_something),
-            Command::Usage => match app.quotas.left(message.workspace, message.subject).await.map_err(other)? {
-                Some(left) => texts::usage(language, &left, now),
-                None => texts::no_quota(language),
-            },
+            Command::Usage => {
+                match app.quotas.left(message.workspace, message.subject).await.map_err(other)? {
+                    Some(left) => texts::usage(language, &left, now),
+                    None => texts::no_quota(language),
+                }
+            }
             Command::Status => {
                 let quota = match app.quotas.left(message.workspace, message.subject).await.map_err(other)? {
                     Some(left) => texts::quota(language, &left, now),
@@ -312,7 +317,12 @@ impl Worker<'_> {
                 let sessions = app.sessions.of(message.conversation).await.map_err(other)?;
                 let bot = app.bots.get(&self.caller, self.bot.id).await.map_err(other)?;
                 let model = bot.settings.model.unwrap_or_else(|| self.bot.deps.config.default_model.clone());
-                texts::status(language, &quota, sessions.state.current().map(|(number, _)| number), model.as_str())
+                texts::status(
+                    language,
+                    &quota,
+                    sessions.state.current().map(|(number, _)| number),
+                    model.as_str(),
+                )
             }
             Command::History => {
                 let limit = argument.parse().unwrap_or(5).clamp(1, 20);
@@ -443,7 +453,9 @@ impl Worker<'_> {
             (_, Some(reply), ..) => match app.turns.open_body(reply.body_id).await? {
                 Some(BodyContent::Reply { text }) => text,
                 _ => {
-                    turns.give_up(&self.caller, id, fence, "erased", 0, "the answer is no longer there").await?;
+                    turns
+                        .give_up(&self.caller, id, fence, "erased", 0, "the answer is no longer there")
+                        .await?;
                     return Ok(Next::Done);
                 }
             },
@@ -452,7 +464,9 @@ impl Worker<'_> {
         let buttons = self.buttons(message).await?;
         if let Some(callback) = &destination.callback {
             // Ends the button's spinner; too late is as good as done.
-            let _ = self.call::<Value>("answerCallbackQuery", &json!({"callback_query_id": callback}), EDIT_PATIENCE).await;
+            let _ = self
+                .call::<Value>("answerCallbackQuery", &json!({"callback_query_id": callback}), EDIT_PATIENCE)
+                .await;
         }
         let mut pieces = split(&format(&text));
         if pieces.is_empty() {
@@ -491,10 +505,16 @@ impl Worker<'_> {
                     "Telegram does not take the answer of turn {id}"
                 );
                 let class = refusal.class.as_str();
-                self.insist(|| turns.give_up(&self.caller, id, fence, class, refusal.code, &refusal.description)).await;
+                self.insist(|| {
+                    turns.give_up(&self.caller, id, fence, class, refusal.code, &refusal.description)
+                })
+                .await;
             }
             Some(SendEnd::Unknown) => {
-                self.insist(|| turns.lose_outcome(&self.caller, id, fence, "the answer to a send never came")).await;
+                self.insist(|| {
+                    turns.lose_outcome(&self.caller, id, fence, "the answer to a send never came")
+                })
+                .await;
             }
         }
         crash::point("delivered");
@@ -545,7 +565,12 @@ impl Worker<'_> {
     }
 
     /// What to do about a refusal that may pass: waits and comes back, or ends.
-    async fn endure(&self, destination: &Destination, refusal: Refusal, failures: &mut u32) -> Result<(), SendEnd> {
+    async fn endure(
+        &self,
+        destination: &Destination,
+        refusal: Refusal,
+        failures: &mut u32,
+    ) -> Result<(), SendEnd> {
         match refusal.class {
             ErrorClass::Rate => {
                 let asked = refusal.retry_after.unwrap_or(Duration::from_secs(5));
@@ -597,7 +622,9 @@ impl Worker<'_> {
                 Err(CallError::Unknown | CallError::Unreadable) => return Err(SendEnd::Unknown),
                 Err(CallError::Refused(refusal)) => match (refusal.class, refusal.migrate_to) {
                     (ErrorClass::Migrate, Some(chat)) if chat != destination.chat => destination.chat = chat,
-                    (ErrorClass::BadRequest, _) if entities && refusal.description.contains("parse entities") => {
+                    (ErrorClass::BadRequest, _)
+                        if entities && refusal.description.contains("parse entities") =>
+                    {
                         entities = false;
                     }
                     _ => self.endure(destination, refusal, &mut failures).await?,
@@ -619,7 +646,8 @@ impl Worker<'_> {
         loop {
             let parameters = edit_parameters(destination, message_id, piece, entities, buttons);
             self.place(destination).await?;
-            match self.call::<Value>("editMessageText", &parameters, self.bot.deps.config.call_timeout).await {
+            match self.call::<Value>("editMessageText", &parameters, self.bot.deps.config.call_timeout).await
+            {
                 Ok(_) => return Ok(Some(message_id)),
                 // An edit may be repeated: the message looks the same afterwards.
                 Err(CallError::NotSent | CallError::Unknown | CallError::Unreadable) => {
@@ -734,7 +762,10 @@ impl Screen<'_> {
         match outcome {
             Ok(()) => self.shown = piece.text,
             Err(CallError::Refused(Refusal { class: ErrorClass::Rate, retry_after, .. })) => {
-                self.worker.bot.pacer.park(self.destination.chat, retry_after.unwrap_or(Duration::from_secs(5)));
+                self.worker
+                    .bot
+                    .pacer
+                    .park(self.destination.chat, retry_after.unwrap_or(Duration::from_secs(5)));
                 self.open = false;
             }
             // The whole answer is delivered later by the careful way; no more showing until then.
@@ -743,7 +774,8 @@ impl Screen<'_> {
     }
 
     async fn change(&self, message_id: i64, piece: &Formatted) -> Result<(), CallError> {
-        let parameters = edit_parameters(self.destination, message_id, piece, !piece.entities.is_empty(), None);
+        let parameters =
+            edit_parameters(self.destination, message_id, piece, !piece.entities.is_empty(), None);
         match self.worker.call::<Value>("editMessageText", &parameters, EDIT_PATIENCE).await {
             Err(error) if error.class() == Some(ErrorClass::SuccessInEffect) => Ok(()),
             other => other.map(|_| ()),
@@ -758,7 +790,14 @@ impl Screen<'_> {
         let worker = self.worker;
         let turns = &worker.bot.deps.app.turns;
         worker
-            .insist(|| turns.start_delivery(&worker.caller, worker.started.work.turn, worker.bot.fence, sent.message_id))
+            .insist(|| {
+                turns.start_delivery(
+                    &worker.caller,
+                    worker.started.work.turn,
+                    worker.bot.fence,
+                    sent.message_id,
+                )
+            })
             .await;
         crash::point("start_recorded");
         Ok(())

@@ -187,14 +187,11 @@ pub struct Keys {
     pub master_key_file: Option<PathBuf>,
     /// Number of `master_key`, raised when it is replaced.
     pub master_key_version: u32,
-    /// Turns Telegram ids into pseudonyms; changing it makes everyone a new person. Secret.
+    /// Turns Telegram ids into pseudonyms and secrets into fingerprints; changing it makes everyone a new
+    /// person. Secret.
     pub pseudonym_key: Secret,
     /// File that holds `pseudonym_key`.
     pub pseudonym_key_file: Option<PathBuf>,
-    /// Makes fingerprints of tokens and texts for comparison. Secret.
-    pub fingerprint_key: Secret,
-    /// File that holds `fingerprint_key`.
-    pub fingerprint_key_file: Option<PathBuf>,
 }
 
 /// Logins of operators.
@@ -207,10 +204,6 @@ pub struct Auth {
     pub jwt_key_file: Option<PathBuf>,
     /// Life of an access token, in seconds, 60-3600.
     pub access_ttl_s: u64,
-    /// Life of a refresh token, in seconds.
-    pub refresh_ttl_s: u64,
-    /// Life of a one-time link, in seconds.
-    pub link_ttl_s: u64,
 }
 
 /// The fleet.
@@ -342,21 +335,13 @@ impl Default for Keys {
             master_key_version: 1,
             pseudonym_key: Secret::default(),
             pseudonym_key_file: None,
-            fingerprint_key: Secret::default(),
-            fingerprint_key_file: None,
         }
     }
 }
 
 impl Default for Auth {
     fn default() -> Self {
-        Self {
-            jwt_key: Secret::default(),
-            jwt_key_file: None,
-            access_ttl_s: 900,
-            refresh_ttl_s: 30 * 24 * 3_600,
-            link_ttl_s: 24 * 3_600,
-        }
+        Self { jwt_key: Secret::default(), jwt_key_file: None, access_ttl_s: 900 }
     }
 }
 

@@ -58,7 +58,16 @@ impl Projection for BotsProjection {
         let mut rows = Rows::<BotRow>::fetch(tx, facts.iter().map(|(_, id, _)| (*id,))).await?;
         for (recorded, id, fact) in facts {
             let position = recorded.position.0;
-            if let BotEvent::BotRegistered { workspace, username, telegram_id, mode, settings, registered_at, .. } = fact {
+            if let BotEvent::BotRegistered {
+                workspace,
+                username,
+                telegram_id,
+                mode,
+                settings,
+                registered_at,
+                ..
+            } = fact
+            {
                 rows.insert(BotRow {
                     bot_id: id,
                     workspace: workspace.uuid(),
@@ -89,7 +98,9 @@ impl Projection for BotsProjection {
             };
             match fact {
                 BotEvent::BotRegistered { .. } => {}
-                BotEvent::BotTokenRotated { status, rotated_at, .. } => set_status(row, status, None, rotated_at),
+                BotEvent::BotTokenRotated { status, rotated_at, .. } => {
+                    set_status(row, status, None, rotated_at)
+                }
                 BotEvent::BotConfigured { settings, mode, configured_at } => {
                     row.settings = serde_json::to_value(settings).unwrap_or_default();
                     row.mode = mode.as_ref().to_owned();
@@ -136,7 +147,11 @@ pub async fn bots_by_ids(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<BotRow>, sql
 ///
 /// # Errors
 /// When the database fails.
-pub async fn bots_page(pool: &PgPool, workspace: WorkspaceId, page: Page) -> Result<Vec<BotRow>, sqlx::Error> {
+pub async fn bots_page(
+    pool: &PgPool,
+    workspace: WorkspaceId,
+    page: Page,
+) -> Result<Vec<BotRow>, sqlx::Error> {
     select_page(pool, "bots", page, |query| {
         query.push(" AND workspace = ").push_bind(workspace.uuid());
     })
@@ -148,8 +163,9 @@ pub async fn bots_page(pool: &PgPool, workspace: WorkspaceId, page: Page) -> Res
 /// # Errors
 /// When the database fails.
 pub async fn running_bots(pool: &PgPool) -> Result<Vec<BotId>, sqlx::Error> {
-    let ids = sqlx::query_scalar!("SELECT bot_id FROM bots WHERE status = 'running' ORDER BY created_position")
-        .fetch_all(pool)
-        .await?;
+    let ids =
+        sqlx::query_scalar!("SELECT bot_id FROM bots WHERE status = 'running' ORDER BY created_position")
+            .fetch_all(pool)
+            .await?;
     Ok(ids.into_iter().map(BotId).collect())
 }

@@ -112,7 +112,9 @@ async fn apply_operators(tx: &mut PgConnection, page: &[Arc<RecordedEvent>]) -> 
                 row.role = role.as_ref().to_owned();
                 (None, changed_at)
             }
-            OperatorEvent::OperatorDisabled { disabled_at, .. } => (Some(OperatorStatus::Disabled), disabled_at),
+            OperatorEvent::OperatorDisabled { disabled_at, .. } => {
+                (Some(OperatorStatus::Disabled), disabled_at)
+            }
             OperatorEvent::OperatorEnabled { enabled_at, .. } => (Some(OperatorStatus::Active), enabled_at),
         };
         row.changed_at = at;

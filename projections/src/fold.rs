@@ -8,7 +8,9 @@ use sqlx::PgConnection;
 
 /// A read table whose rows travel as JSON of their columns: the row type lists the columns once, and
 /// PostgreSQL turns text into types. Rows are read with [`sqlx::FromRow`] elsewhere.
-pub(crate) trait Table: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync + Unpin + 'static {
+pub(crate) trait Table:
+    Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync + Unpin + 'static
+{
     /// Name without schema, so that a rebuild's temporary table is found first.
     const NAME: &'static str;
     /// Key columns, in order.
@@ -31,7 +33,10 @@ pub(crate) struct Rows<T: Table> {
 
 impl<T: Table> Rows<T> {
     /// Fetches the rows with these keys; absent ones are absent.
-    pub(crate) async fn fetch(tx: &mut PgConnection, keys: impl IntoIterator<Item = T::Key>) -> Result<Self, sqlx::Error> {
+    pub(crate) async fn fetch(
+        tx: &mut PgConnection,
+        keys: impl IntoIterator<Item = T::Key>,
+    ) -> Result<Self, sqlx::Error> {
         let keys: std::collections::BTreeSet<T::Key> = keys.into_iter().collect();
         if keys.is_empty() {
             return Ok(Self { rows: BTreeMap::new(), fetched: BTreeMap::new() });
@@ -62,13 +67,17 @@ impl<T: Table> Rows<T> {
 
     /// Writes what changed.
     pub(crate) async fn store(self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let changed: Vec<&T> = self.rows.values().filter(|row| self.fetched.get(&row.key()) != Some(*row)).collect();
+        let changed: Vec<&T> =
+            self.rows.values().filter(|row| self.fetched.get(&row.key()) != Some(*row)).collect();
         if changed.is_empty() {
             return Ok(());
         }
         let columns = T::KEY.iter().chain(T::VALUES).copied().collect::<Vec<_>>().join(", ");
-        let sets =
-            T::VALUES.iter().map(|column| format!("{column} = excluded.{column}")).collect::<Vec<_>>().join(", ");
+        let sets = T::VALUES
+            .iter()
+            .map(|column| format!("{column} = excluded.{column}"))
+            .collect::<Vec<_>>()
+            .join(", ");
         let statement = format!(
             "INSERT INTO {table} ({columns}) SELECT {columns} FROM jsonb_populate_recordset(NULL::{table}, $1)
              ON CONFLICT ({key}) DO UPDATE SET {sets}",

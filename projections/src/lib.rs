@@ -24,7 +24,8 @@ use std::sync::Arc;
 
 pub use bots::{BotRow, BotsProjection, bot, bots_by_ids, bots_page, running_bots};
 pub use conversations::{
-    ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation, conversations_page, sessions,
+    ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation,
+    conversations_page, sessions,
 };
 pub use directory::{
     DirectoryProjection, OperatorRow, WorkspaceRow, operator, operators_page, workspace, workspaces_page,
@@ -41,15 +42,15 @@ pub use select::Page;
 pub use standings::{StandingFilter, StandingRow, StandingsProjection, standing, standings_page};
 pub use tail::{Tail, TailError};
 pub use turns::{
-    OpenTurn, TurnFilter, TurnRow, TurnsProjection, open_turns, turn, turns_by_ids, turns_by_phase, turns_count,
-    turns_page,
+    OpenTurn, TurnFilter, TurnRow, TurnsProjection, open_turns, turn, turns_by_ids, turns_by_phase,
+    turns_count, turns_page,
 };
 pub use usage::{Grain, UsageRow, usage};
 
-/// The pool that readers read from, for crates that hold no SQL.
-pub use sqlx::PgPool as ReadPool;
 /// What readers fail with.
 pub use sqlx::Error as ReadError;
+/// The pool that readers read from, for crates that hold no SQL.
+pub use sqlx::PgPool as ReadPool;
 
 /// Every projection of the product, by name.
 #[must_use]

@@ -67,13 +67,15 @@ impl EventFilter {
     /// Whether an event passes; the same rule that the database applies.
     #[must_use]
     pub fn matches(&self, event: &RecordedEvent) -> bool {
-        let is = |wanted: &Option<String>, actual: &str| wanted.as_deref().is_none_or(|wanted| wanted == actual);
+        let is =
+            |wanted: &Option<String>, actual: &str| wanted.as_deref().is_none_or(|wanted| wanted == actual);
         let metadata = || event.decode_metadata().ok();
         is(&self.aggregate_type, &event.aggregate_type)
             && is(&self.aggregate_id, &event.aggregate_id)
             && self.event_types.as_ref().is_none_or(|types| types.contains(&event.event_type))
             && (self.actor.is_none() || metadata().is_some_and(|m| is(&self.actor, &m.actor)))
-            && (self.correlation_id.is_none() || metadata().is_some_and(|m| is(&self.correlation_id, &m.correlation_id)))
+            && (self.correlation_id.is_none()
+                || metadata().is_some_and(|m| is(&self.correlation_id, &m.correlation_id)))
             && self.recorded_from.is_none_or(|from| event.recorded_at >= from)
             && self.recorded_until.is_none_or(|until| event.recorded_at < until)
             && self.after.is_none_or(|after| event.position > after)
@@ -111,7 +113,8 @@ impl EventFilter {
     }
 }
 
-const COLUMNS: &str = "position, recorded_at, aggregate_type, aggregate_id, sequence, event_type, event_version,
+const COLUMNS: &str =
+    "position, recorded_at, aggregate_type, aggregate_id, sequence, event_type, event_version,
     payload::text AS payload, metadata::text AS metadata";
 
 impl LogReader {

@@ -55,11 +55,14 @@ impl Projection for PeopleProjection {
         let messages: Vec<_> = decode_all::<Turn>(page)?
             .into_iter()
             .filter_map(|(recorded, _, fact)| match fact {
-                TurnEvent::MessageReceived { message, received_at } => Some((recorded, message.subject, received_at)),
+                TurnEvent::MessageReceived { message, received_at } => {
+                    Some((recorded, message.subject, received_at))
+                }
                 _ => None,
             })
             .collect();
-        let keys = subjects.iter().map(|(_, id, _)| (*id,)).chain(messages.iter().map(|(_, id, _)| (id.uuid(),)));
+        let keys =
+            subjects.iter().map(|(_, id, _)| (*id,)).chain(messages.iter().map(|(_, id, _)| (id.uuid(),)));
         let mut rows = Rows::<PersonRow>::fetch(tx, keys).await?;
         // A person is seen before their message is accepted, so subjects first keeps the order that
         // matters; the counters of messages do not mind.
@@ -127,7 +130,11 @@ pub async fn people_by_ids(pool: &PgPool, ids: &[Uuid]) -> Result<Vec<PersonRow>
 ///
 /// # Errors
 /// When the database fails.
-pub async fn people_page(pool: &PgPool, workspace: WorkspaceId, page: Page) -> Result<Vec<PersonRow>, sqlx::Error> {
+pub async fn people_page(
+    pool: &PgPool,
+    workspace: WorkspaceId,
+    page: Page,
+) -> Result<Vec<PersonRow>, sqlx::Error> {
     select_page(pool, "people", page, |query| {
         query.push(" AND workspace = ").push_bind(workspace.uuid());
     })

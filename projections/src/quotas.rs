@@ -121,14 +121,20 @@ impl Projection for QuotasProjection {
 /// # Errors
 /// When the database fails.
 pub async fn quota_of(pool: &PgPool, subject: SubjectId) -> Result<Option<QuotaRow>, sqlx::Error> {
-    sqlx::query_as!(QuotaRow, "SELECT * FROM quotas WHERE subject = $1", subject.uuid()).fetch_optional(pool).await
+    sqlx::query_as!(QuotaRow, "SELECT * FROM quotas WHERE subject = $1", subject.uuid())
+        .fetch_optional(pool)
+        .await
 }
 
 /// Quotas of a workspace.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn quotas_page(pool: &PgPool, workspace: WorkspaceId, page: Page) -> Result<Vec<QuotaRow>, sqlx::Error> {
+pub async fn quotas_page(
+    pool: &PgPool,
+    workspace: WorkspaceId,
+    page: Page,
+) -> Result<Vec<QuotaRow>, sqlx::Error> {
     select_page(pool, "quotas", page, |query| {
         query.push(" AND workspace = ").push_bind(workspace.uuid());
     })

@@ -202,8 +202,7 @@ async fn compare(tx: &mut PgConnection, table: &str, report: &mut RebuildReport)
          WHERE live::text IS DISTINCT FROM replayed::text",
         key.join(", "),
     );
-    let different: i64 =
-        sqlx::query_scalar(&format!("SELECT count(*) {joined}")).fetch_one(&mut *tx).await?;
+    let different: i64 = sqlx::query_scalar(&format!("SELECT count(*) {joined}")).fetch_one(&mut *tx).await?;
     if different == 0 {
         return Ok(());
     }

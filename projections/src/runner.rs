@@ -98,8 +98,13 @@ impl Runners {
         let tasks = projections
             .into_iter()
             .map(|projection| {
-                let runner =
-                    Runner { pool: pool.clone(), tail: tail.clone(), projection, config, cancel: cancel.clone() };
+                let runner = Runner {
+                    pool: pool.clone(),
+                    tail: tail.clone(),
+                    projection,
+                    config,
+                    cancel: cancel.clone(),
+                };
                 tokio::spawn(runner.run())
             })
             .collect();
@@ -203,7 +208,8 @@ impl Runner {
                 metrics::histogram!("botledger_projection_apply_seconds", "projection" => name)
                     .record(started.elapsed().as_secs_f64());
                 if let Some(oldest) = page.first() {
-                    let lag = (page.last().unwrap_or(oldest).recorded_at - oldest.recorded_at).num_milliseconds();
+                    let lag =
+                        (page.last().unwrap_or(oldest).recorded_at - oldest.recorded_at).num_milliseconds();
                     metrics::gauge!("botledger_projection_page_span_seconds", "projection" => name)
                         .set(lag as f64 / 1_000.0);
                 }
@@ -247,7 +253,8 @@ impl Runner {
                         "projection {name} stopped at event {}; an operator must decide",
                         event.position
                     );
-                    metrics::counter!("botledger_projection_poisoned_total", "projection" => name).increment(1);
+                    metrics::counter!("botledger_projection_poisoned_total", "projection" => name)
+                        .increment(1);
                     stop(connection, name, good, event.position, &text).await?;
                     return Ok(Step::Away);
                 }
@@ -316,7 +323,11 @@ pub(crate) async fn lock_checkpoint(
     .await
 }
 
-pub(crate) async fn set_checkpoint(tx: &mut PgConnection, name: &str, position: Position) -> Result<(), sqlx::Error> {
+pub(crate) async fn set_checkpoint(
+    tx: &mut PgConnection,
+    name: &str,
+    position: Position,
+) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE projection_checkpoints
          SET position = $2, status = 'running', failed_position = NULL, error = NULL, updated_at = now()
@@ -416,9 +427,12 @@ pub async fn decide(
 
 /// Positions an operator decided to leave out.
 pub(crate) async fn skipped(connection: &mut PgConnection, name: &str) -> Result<Vec<i64>, sqlx::Error> {
-    sqlx::query_scalar!("SELECT position FROM projection_decisions WHERE name = $1 AND decision = 'skip'", name)
-        .fetch_all(connection)
-        .await
+    sqlx::query_scalar!(
+        "SELECT position FROM projection_decisions WHERE name = $1 AND decision = 'skip'",
+        name
+    )
+    .fetch_all(connection)
+    .await
 }
 
 /// Locks the checkpoint for a rebuild, waiting for the runner to finish its page. How far the live
@@ -499,7 +513,12 @@ pub async fn statuses(pool: &PgPool) -> Result<Vec<CheckpointStatus>, sqlx::Erro
 ///
 /// # Errors
 /// When the database fails.
-pub async fn wait_for(pool: &PgPool, name: &str, position: Position, patience: Duration) -> Result<bool, sqlx::Error> {
+pub async fn wait_for(
+    pool: &PgPool,
+    name: &str,
+    position: Position,
+    patience: Duration,
+) -> Result<bool, sqlx::Error> {
     let deadline = tokio::time::Instant::now() + patience;
     loop {
         let at = sqlx::query_scalar!("SELECT position FROM projection_checkpoints WHERE name = $1", name)
@@ -519,13 +538,25 @@ pub async fn wait_for(pool: &PgPool, name: &str, position: Position, patience: D
 pub fn describe_metrics() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_gauge!("botledger_projection_position", Unit::Count, "Position a projection has applied");
-    describe_gauge!("botledger_projection_lag_events", Unit::Count, "Events between a projection and the tail's head");
+    describe_gauge!(
+        "botledger_projection_lag_events",
+        Unit::Count,
+        "Events between a projection and the tail's head"
+    );
     describe_gauge!(
         "botledger_projection_page_span_seconds",
         Unit::Seconds,
         "Time between first and last event of the last page: how far behind in time a projection works"
     );
-    describe_histogram!("botledger_projection_apply_seconds", Unit::Seconds, "Applying one page, commit included");
+    describe_histogram!(
+        "botledger_projection_apply_seconds",
+        Unit::Seconds,
+        "Applying one page, commit included"
+    );
     describe_counter!("botledger_projection_poisoned_total", Unit::Count, "Events that stopped a projection");
-    describe_counter!("botledger_tail_gaps_total", Unit::Count, "Missing positions seen; every one is an incident");
+    describe_counter!(
+        "botledger_tail_gaps_total",
+        Unit::Count,
+        "Missing positions seen; every one is an incident"
+    );
 }

@@ -70,14 +70,16 @@ impl Projection for StandingsProjection {
                     row.blocked = true;
                     row.reason = reason.into();
                     row.blocked_until = until;
-                    (row.changed_by, row.changed_at, row.updated_position) = (by.uuid(), blocked_at, position);
+                    (row.changed_by, row.changed_at, row.updated_position) =
+                        (by.uuid(), blocked_at, position);
                 }
                 StandingEvent::Unblocked { by, reason, unblocked_at } => {
                     if let Some(row) = rows.get_mut(&(id,)) {
                         row.blocked = false;
                         row.reason = reason.into();
                         row.blocked_until = None;
-                        (row.changed_by, row.changed_at, row.updated_position) = (by.uuid(), unblocked_at, position);
+                        (row.changed_by, row.changed_at, row.updated_position) =
+                            (by.uuid(), unblocked_at, position);
                     }
                 }
             }
@@ -90,9 +92,15 @@ impl Projection for StandingsProjection {
 ///
 /// # Errors
 /// When the database fails.
-pub async fn standing(pool: &PgPool, bot: BotId, subject: SubjectId) -> Result<Option<StandingRow>, sqlx::Error> {
+pub async fn standing(
+    pool: &PgPool,
+    bot: BotId,
+    subject: SubjectId,
+) -> Result<Option<StandingRow>, sqlx::Error> {
     let id = standing_stream(bot, subject);
-    sqlx::query_as!(StandingRow, "SELECT * FROM standings WHERE standing_id = $1", id).fetch_optional(pool).await
+    sqlx::query_as!(StandingRow, "SELECT * FROM standings WHERE standing_id = $1", id)
+        .fetch_optional(pool)
+        .await
 }
 
 /// Which standings.

@@ -82,9 +82,10 @@ impl Tail {
             last: after,
             ready: VecDeque::new(),
         };
-        stream::try_unfold(follower, |mut follower| async move {
-            Ok(Some((follower.next().await?, follower)))
-        })
+        stream::try_unfold(
+            follower,
+            |mut follower| async move { Ok(Some((follower.next().await?, follower))) },
+        )
     }
 
     /// The next events after a position, at most `limit`; from memory where it reaches that far.
@@ -183,7 +184,11 @@ impl Shared {
             for event in &events {
                 if event.position.0 != expected {
                     metrics::counter!("botledger_tail_gaps_total").increment(1);
-                    tracing::error!(expected, found = event.position.0, "the ledger has a gap: this must not happen");
+                    tracing::error!(
+                        expected,
+                        found = event.position.0,
+                        "the ledger has a gap: this must not happen"
+                    );
                     expected = event.position.0;
                 }
                 expected += 1;

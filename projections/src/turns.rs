@@ -222,7 +222,13 @@ fn advance(row: &mut TurnRow, fact: TurnEvent, usage: &mut UsageDeltas) {
             match source {
                 ReplySource::Platform => row.decided_at = Some(generated_at),
                 ReplySource::Model {
-                    provider, model, prompt_tokens, completion_tokens, estimated, finish, ..
+                    provider,
+                    model,
+                    prompt_tokens,
+                    completion_tokens,
+                    estimated,
+                    finish,
+                    ..
                 } => {
                     row.latency_ms = Some(count(latency_ms));
                     row.provider = Some(provider);

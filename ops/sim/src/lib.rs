@@ -1,1 +1,22 @@
-//! botledger-sim
+//! Stand-ins for the Telegram Bot API and for Ollama: the partners this product cannot have in a
+//! test or on a machine without network.
+//!
+//! They speak the true protocols over HTTP, keep the true rules (tokens, offsets, one poller a bot,
+//! webhook retries, flood limits, NDJSON), fail on demand, and write a log of their own, which is an
+//! independent witness of what was sent. `/_sim/…` is their remote control; the same functions are
+//! there for tests in the same process. Here never lives anything of the product.
+//!
+//! To add a Bot API method: a line in [`methods`], its behaviour in `telegram/answer.rs`.
+
+mod feed;
+pub mod methods;
+mod ollama;
+mod server;
+mod telegram;
+
+pub use feed::{Fed, FeedConfig, FeedError, feed};
+pub use ollama::{ModelFault, OllamaConfig, OllamaSim, Served};
+pub use telegram::{
+    Behaviour, Delivery, Fault, FaultKind, Limits, LogEntry, Person, SentMessage, SimBot, TelegramConfig,
+    TelegramSim, token_of,
+};

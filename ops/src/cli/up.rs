@@ -230,7 +230,6 @@ fn keys(config: &Config, environment: &Environment) -> Result<Vec<(String, Strin
     let wanted = [
         (&config.keys.master_key, "KEYS__MASTER_KEY", "master_key"),
         (&config.keys.pseudonym_key, "KEYS__PSEUDONYM_KEY", "pseudonym_key"),
-        (&config.keys.fingerprint_key, "KEYS__FINGERPRINT_KEY", "fingerprint_key"),
         (&config.auth.jwt_key, "AUTH__JWT_KEY", "jwt_key"),
     ];
     let mut variables = Vec::new();

@@ -55,8 +55,6 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     }
     f.range("keys.master_key_version", u64::from(config.keys.master_key_version), 1, 1_000_000);
     f.range("auth.access_ttl_s", config.auth.access_ttl_s, 60, 3_600);
-    f.range("auth.refresh_ttl_s", config.auth.refresh_ttl_s, config.auth.access_ttl_s, 366 * 86_400);
-    f.range("auth.link_ttl_s", config.auth.link_ttl_s, 60, 30 * 86_400);
     f.range("bots.max_concurrent_turns", config.bots.max_concurrent_turns as u64, 1, 100_000);
     f.range("bots.max_bots", config.bots.max_bots as u64, 1, 100_000);
     f.range("bots.lease_ttl_s", config.bots.lease_ttl_s, 2, 600);
@@ -88,7 +86,6 @@ fn secrets(config: &Config, serving: bool, f: &mut Findings) {
     let keys = [
         ("keys.master_key", &config.keys.master_key),
         ("keys.pseudonym_key", &config.keys.pseudonym_key),
-        ("keys.fingerprint_key", &config.keys.fingerprint_key),
         ("auth.jwt_key", &config.auth.jwt_key),
     ];
     for (index, (key, secret)) in keys.iter().enumerate() {

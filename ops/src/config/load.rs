@@ -17,7 +17,6 @@ const SECRETS: &[&str] = &[
     "redis.url",
     "keys.master_key",
     "keys.pseudonym_key",
-    "keys.fingerprint_key",
     "auth.jwt_key",
 ];
 /// Variables of other tools that mean the same, below ours.
