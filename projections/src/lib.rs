@@ -5,6 +5,7 @@
 //! To add a read model: its tables in a migration, a file that implements [`Projection`] and reads
 //! its rows, a line in [`all`].
 
+mod as_of;
 mod bots;
 mod conversations;
 mod directory;
@@ -22,6 +23,7 @@ mod usage;
 
 use std::sync::Arc;
 
+pub use as_of::{bot_as_of, quota_as_of, standing_as_of, turn_as_of};
 pub use bots::{BotRow, BotsProjection, bot, bots_by_ids, bots_page, running_bots};
 pub use conversations::{
     ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation,

@@ -242,7 +242,7 @@ impl Call<'_> {
             }),
             "setMyCommands" => self.with_bot(|bot| {
                 let commands = self.parameters["commands"].clone();
-                if !commands.as_array().is_some_and(|list| list.len() <= 100) {
+                if commands.as_array().is_none_or(|list| list.len() > 100) {
                     return Err(Refused::bad("Bad Request: at most 100 commands can be specified"));
                 }
                 bot.commands.insert(self.command_key(), commands);
