@@ -1,0 +1,247 @@
+//! The schema, one file a noun.
+
+mod bot;
+mod conversation;
+pub(crate) mod error;
+mod event;
+mod node;
+mod operator;
+mod page;
+mod person;
+mod platform;
+mod quota;
+pub(crate) mod scalars;
+mod session;
+mod standing;
+mod turn;
+mod usage;
+mod workspace;
+
+use std::{sync::Arc, time::Duration};
+
+use async_graphql::{
+    Context, Guard, InputObject, MergedObject, MergedSubscription, OneofObject, Schema, SchemaBuilder,
+};
+use botledger_commands::Caller;
+use botledger_domain::{Position, operator::Permission};
+use botledger_projections::wait_for;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::{Services, auth::Identity};
+use error::{ApiError, ApiResult, note};
+use scalars::At;
+
+/// How long a reader waits for its own writes.
+const OWN_WRITES: Duration = Duration::from_secs(5);
+const MAX_COMPLEXITY: usize = 4_000;
+
+#[derive(MergedObject, Default)]
+pub(crate) struct Query(
+    bot::BotQuery,
+    conversation::ConversationQuery,
+    event::EventQuery,
+    node::NodeQuery,
+    operator::OperatorQuery,
+    person::PersonQuery,
+    platform::PlatformQuery,
+    quota::QuotaQuery,
+    standing::StandingQuery,
+    turn::TurnQuery,
+    usage::UsageQuery,
+    workspace::WorkspaceQuery,
+);
+
+#[derive(MergedObject, Default)]
+pub(crate) struct Mutation(
+    session::SessionMutation,
+    bot::BotMutation,
+    conversation::ConversationMutation,
+    operator::OperatorMutation,
+    person::PersonMutation,
+    platform::PlatformMutation,
+    quota::QuotaMutation,
+    standing::StandingMutation,
+    turn::TurnMutation,
+    workspace::WorkspaceMutation,
+);
+
+#[derive(MergedSubscription, Default)]
+pub(crate) struct Subscription(event::EventSubscription, turn::TurnSubscription);
+
+pub(crate) type ApiSchema = Schema<Query, Mutation, Subscription>;
+
+fn builder() -> SchemaBuilder<Query, Mutation, Subscription> {
+    Schema::build(Query::default(), Mutation::default(), Subscription::default())
+        .limit_complexity(MAX_COMPLEXITY)
+        .disable_suggestions()
+}
+
+pub(crate) fn schema(services: Arc<Services>) -> ApiSchema {
+    builder().data(services).finish()
+}
+
+/// The schema in the schema language, sorted.
+pub(crate) fn sdl() -> String {
+    let options =
+        async_graphql::SDLExportOptions::new().sorted_fields().sorted_arguments().sorted_enum_items();
+    builder().finish().sdl_with_options(options)
+}
+
+/// What is known of a request before it is executed.
+pub(crate) struct RequestContext {
+    /// In every error and in every event that follows.
+    pub(crate) id: Uuid,
+    /// Who asks.
+    pub(crate) identity: Option<Identity>,
+    /// From where.
+    pub(crate) ip: Option<String>,
+}
+
+/// Everything a resolver works with.
+pub(crate) struct Scope<'a> {
+    pub(crate) services: &'a Services,
+    pub(crate) request: &'a RequestContext,
+}
+
+impl<'a> Scope<'a> {
+    pub(crate) fn of(ctx: &Context<'a>) -> ApiResult<Self> {
+        let services = ctx.data_opt::<Arc<Services>>().ok_or_else(ApiError::internal)?;
+        let request = ctx.data_opt::<RequestContext>().ok_or_else(ApiError::internal)?;
+        Ok(Self { services, request })
+    }
+
+    pub(crate) fn identity(&self) -> ApiResult<&'a Identity> {
+        self.request.identity.as_ref().ok_or_else(ApiError::unauthenticated)
+    }
+
+    fn require(&self, permission: Permission) -> ApiResult<()> {
+        match self.identity()?.role.may(permission) {
+            true => Ok(()),
+            false => Err(ApiError::forbidden(format!("this needs the permission {}", permission.as_ref()))),
+        }
+    }
+
+    /// The caller of a use case.
+    pub(crate) fn caller(&self, conditions: Option<Conditions>) -> ApiResult<Caller> {
+        let identity = self.identity()?;
+        let conditions = conditions.unwrap_or_default();
+        if conditions.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > 200) {
+            return Err(ApiError::bad_input("an idempotencyKey has 1 to 200 bytes"));
+        }
+        Ok(Caller {
+            idempotency_key: conditions.idempotency_key,
+            expected_version: conditions.expected_version.map(|version| version.0),
+            ..Caller::operator(identity.operator, identity.role, identity.workspace, self.request.id)
+        })
+    }
+
+    /// Waits until a read model shows a position.
+    pub(crate) async fn at_least(&self, read_model: &str, position: Option<At>) -> ApiResult<()> {
+        let Some(At(position)) = position else { return Ok(()) };
+        let patience = self.services.config.request_timeout.min(OWN_WRITES);
+        match wait_for(&self.services.read, read_model, position, patience).await? {
+            true => Ok(()),
+            false => Err(ApiError::away()),
+        }
+    }
+
+    /// The same for the caller's own write.
+    pub(crate) async fn after(&self, read_model: &str, position: Position) -> ApiResult<()> {
+        self.at_least(read_model, Some(At(position))).await
+    }
+
+    /// The position a moment stands for.
+    pub(crate) async fn position(&self, as_of: AsOf) -> ApiResult<Position> {
+        match as_of {
+            AsOf::Position(At(position)) => Ok(position),
+            AsOf::Time(moment) => Ok(self.services.log.position_at(moment).await?),
+        }
+    }
+}
+
+/// A moment in the ledger.
+#[derive(OneofObject)]
+pub(crate) enum AsOf {
+    /// After the event at this position.
+    Position(At),
+    /// After all events recorded up to this moment.
+    Time(DateTime<Utc>),
+}
+
+/// Conditions under which a mutation is carried out.
+#[derive(Clone, Debug, Default, InputObject)]
+pub(crate) struct Conditions {
+    /// The same key in the same workspace: the same answer, nothing done twice.
+    pub(crate) idempotency_key: Option<String>,
+    /// Only if the aggregate stands at this version (its number of events).
+    pub(crate) expected_version: Option<scalars::BigInt>,
+}
+
+/// Lets through who is logged in and may.
+pub(crate) struct Needs(pub(crate) Permission);
+
+impl Guard for Needs {
+    async fn check(&self, ctx: &Context<'_>) -> async_graphql::Result<()> {
+        Ok(Scope::of(ctx)?.require(self.0)?)
+    }
+}
+
+/// The same for what changes something: who may not is noted in the audit table.
+pub(crate) struct Acts(pub(crate) Permission);
+
+impl Guard for Acts {
+    async fn check(&self, ctx: &Context<'_>) -> async_graphql::Result<()> {
+        let scope = Scope::of(ctx)?;
+        let allowed = scope.require(self.0);
+        if allowed.is_err() && scope.request.identity.is_some() {
+            note(&scope, ctx.field().name(), "forbidden", "FORBIDDEN").await;
+        }
+        Ok(allowed?)
+    }
+}
+
+/// A mutation's answer: the thing as it is now, where the change stands in the ledger, or why not.
+macro_rules! payload {
+    ($(#[$doc:meta])* $name:ident { $(#[$fdoc:meta])* $field:ident: $type:ty }) => {
+        $(#[$doc])*
+        #[derive(async_graphql::SimpleObject)]
+        pub(crate) struct $name {
+            $(#[$fdoc])*
+            $field: Option<$type>,
+            /// Of the last event; 0 when it was so already. Give it to queries as `minPosition`.
+            position: Option<$crate::graphql::scalars::At>,
+            /// Why nothing was done; empty when it was.
+            user_errors: Vec<$crate::graphql::error::UserError>,
+        }
+
+        impl $name {
+            fn done(thing: Option<$type>, position: botledger_domain::Position) -> Self {
+                Self { $field: thing, position: Some(position.into()), user_errors: Vec::new() }
+            }
+
+            fn refused(error: $crate::graphql::error::UserError) -> Self {
+                Self { $field: None, position: None, user_errors: vec![error] }
+            }
+        }
+    };
+}
+
+pub(crate) use payload;
+
+/// Gives the value, or ends the mutation with the refusal.
+macro_rules! or_refused {
+    ($payload:ident, $result:expr) => {
+        match $result {
+            Ok(value) => value,
+            Err(error) => return Ok($payload::refused(error)),
+        }
+    };
+}
+
+pub(crate) use or_refused;
+
+/// What a page costs: its size.
+pub(crate) fn page_cost(first: Option<i32>, last: Option<i32>) -> usize {
+    usize::try_from(first.or(last).unwrap_or(page::DEFAULT)).unwrap_or(0).max(1)
+}

@@ -1,0 +1,281 @@
+//! Operators: the people who run the platform.
+
+use async_graphql::{Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
+use botledger_domain::{
+    OperatorId, Reason,
+    operator::{Login, Permission, Role as DomainRole},
+};
+use botledger_projections::{OperatorRow, operators_page};
+use chrono::{DateTime, Utc};
+
+use super::{
+    Acts, Conditions, Needs, Scope,
+    error::{ApiError, ApiResult, UserError, outcome},
+    or_refused,
+    page::{List, Slice},
+    payload,
+    scalars::{At, NodeKind, wire_enum},
+};
+
+/// What an operator may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[graphql(remote = "DomainRole")]
+pub(crate) enum Role {
+    /// Everything, operators included.
+    Owner,
+    /// Everything but operators.
+    Admin,
+    /// Block and unblock; read conversations.
+    Moderator,
+    /// Read everything but personal text; change nothing.
+    Auditor,
+    /// Read usage figures.
+    Analyst,
+    /// Read the own profile.
+    Member,
+}
+
+wire_enum! {
+    /// Where an operator's account stands.
+    OperatorStatus {
+        /// Has not used the link yet.
+        Invited = "invited",
+        Active = "active",
+        /// Shut out.
+        Disabled = "disabled",
+    }
+}
+
+/// An account.
+pub(crate) struct Operator(pub(crate) OperatorRow);
+
+#[Object]
+impl Operator {
+    /// `operator:…`
+    pub(super) async fn id(&self) -> ID {
+        NodeKind::Operator.id(self.0.operator_id)
+    }
+
+    async fn login(&self) -> &str {
+        &self.0.login
+    }
+
+    async fn role(&self) -> ApiResult<Role> {
+        self.0.role.parse::<DomainRole>().map(Role::from).map_err(ApiError::unavailable)
+    }
+
+    async fn status(&self) -> ApiResult<OperatorStatus> {
+        OperatorStatus::read(&self.0.status)
+    }
+
+    /// Null for the first one.
+    async fn invited_by(&self) -> Option<ID> {
+        self.0.invited_by.map(|id| NodeKind::Operator.id(id))
+    }
+
+    async fn invited_at(&self) -> DateTime<Utc> {
+        self.0.invited_at
+    }
+
+    async fn changed_at(&self) -> DateTime<Utc> {
+        self.0.changed_at
+    }
+
+    /// Of its last event.
+    async fn position(&self) -> At {
+        self.0.updated_position.into()
+    }
+}
+
+pub(super) async fn find(scope: &Scope<'_>, operator: OperatorId) -> ApiResult<Option<Operator>> {
+    let workspace = scope.identity()?.workspace.uuid();
+    let row = botledger_projections::operator(&scope.services.read, operator).await?;
+    Ok(row.filter(|row| row.workspace == workspace).map(Operator))
+}
+
+#[derive(Default)]
+pub(crate) struct OperatorQuery;
+
+#[Object]
+impl OperatorQuery {
+    /// The caller.
+    #[graphql(guard = "Needs(Permission::ReadSelf)")]
+    async fn me(&self, ctx: &Context<'_>) -> ApiResult<Option<Operator>> {
+        let scope = Scope::of(ctx)?;
+        find(&scope, scope.identity()?.operator).await
+    }
+
+    /// One operator.
+    #[graphql(guard = "Needs(Permission::ReadLedger)")]
+    async fn operator(
+        &self,
+        ctx: &Context<'_>,
+        id: ID,
+        min_position: Option<At>,
+    ) -> ApiResult<Option<Operator>> {
+        let scope = Scope::of(ctx)?;
+        let operator = NodeKind::Operator.parse(&id)?;
+        scope.at_least("directory", min_position).await?;
+        find(&scope, operator).await
+    }
+
+    /// All operators, newest first.
+    #[graphql(
+        guard = "Needs(Permission::ReadLedger)",
+        complexity = "super::page_cost(first, last) * child_complexity"
+    )]
+    async fn operators(
+        &self,
+        ctx: &Context<'_>,
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+        min_position: Option<At>,
+    ) -> ApiResult<List<Operator>> {
+        let scope = Scope::of(ctx)?;
+        let paging = Slice { first, after, last, before }.of("operators")?;
+        scope.at_least("directory", min_position).await?;
+        let rows = operators_page(&scope.services.read, scope.identity()?.workspace, paging.page).await?;
+        Ok(paging.connect(rows, EmptyFields, |row| row.created_position, Operator))
+    }
+}
+
+payload! {
+    /// Answer of a mutation of an operator.
+    OperatorPayload {
+        /// As they are now.
+        operator: Operator
+    }
+}
+
+/// Answer of an invitation.
+#[derive(SimpleObject)]
+pub(crate) struct OperatorInvitePayload {
+    /// The new account.
+    operator: Option<Operator>,
+    /// Link for its owner: shown once, good once, for 24 hours.
+    link: Option<String>,
+    /// Of the last event.
+    position: Option<At>,
+    /// Why nothing was done.
+    user_errors: Vec<UserError>,
+}
+
+impl OperatorInvitePayload {
+    fn refused(error: UserError) -> Self {
+        Self { operator: None, link: None, position: None, user_errors: vec![error] }
+    }
+}
+
+/// Somebody to let in.
+#[derive(InputObject)]
+struct OperatorInviteInput {
+    /// 3 to 64 of `a-z 0-9 . - _`.
+    login: String,
+    role: Role,
+    conditions: Option<Conditions>,
+}
+
+/// Another role.
+#[derive(InputObject)]
+struct OperatorChangeRoleInput {
+    operator_id: ID,
+    role: Role,
+    conditions: Option<Conditions>,
+}
+
+/// Whom, and why.
+#[derive(InputObject)]
+struct OperatorDisableInput {
+    operator_id: ID,
+    /// 1 to 500 characters, kept in the ledger.
+    reason: String,
+    conditions: Option<Conditions>,
+}
+
+type Executed = botledger_commands::execute::Executed<botledger_domain::operator::Operator>;
+
+async fn done(scope: &Scope<'_>, operator: OperatorId, executed: &Executed) -> ApiResult<OperatorPayload> {
+    scope.after("directory", executed.receipt.position).await?;
+    Ok(OperatorPayload::done(find(scope, operator).await?, executed.receipt.position))
+}
+
+#[derive(Default)]
+pub(crate) struct OperatorMutation;
+
+#[Object]
+impl OperatorMutation {
+    /// Makes an account and a one-time link with which its owner sets a password.
+    #[graphql(guard = "Acts(Permission::ManageOperators)")]
+    async fn operator_invite(
+        &self,
+        ctx: &Context<'_>,
+        input: OperatorInviteInput,
+    ) -> ApiResult<OperatorInvitePayload> {
+        let scope = Scope::of(ctx)?;
+        let caller = scope.caller(input.conditions)?;
+        let login = Login::parse(&input.login).map_err(|error| UserError::of("login", &error));
+        let login = or_refused!(OperatorInvitePayload, login);
+        let workspace = scope.identity()?.workspace;
+        let invited = scope.services.app.operators.invite(&caller, workspace, login, input.role.into()).await;
+        let (operator, executed, secret) =
+            or_refused!(OperatorInvitePayload, outcome(&scope, "operator.invite", invited).await?);
+        scope.after("directory", executed.receipt.position).await?;
+        Ok(OperatorInvitePayload {
+            operator: find(&scope, operator).await?,
+            link: Some(crate::activation_link(&scope.services.config.public_url, &secret)),
+            position: Some(executed.receipt.position.into()),
+            user_errors: Vec::new(),
+        })
+    }
+
+    /// Gives somebody else another role.
+    #[graphql(guard = "Acts(Permission::ManageOperators)")]
+    async fn operator_change_role(
+        &self,
+        ctx: &Context<'_>,
+        input: OperatorChangeRoleInput,
+    ) -> ApiResult<OperatorPayload> {
+        let scope = Scope::of(ctx)?;
+        let operator: OperatorId = NodeKind::Operator.parse(&input.operator_id)?;
+        let caller = scope.caller(input.conditions)?;
+        let changed = scope.services.app.operators.change_role(&caller, operator, input.role.into()).await;
+        let executed = or_refused!(OperatorPayload, outcome(&scope, "operator.change_role", changed).await?);
+        done(&scope, operator, &executed).await
+    }
+
+    /// Shuts somebody else out; their requests are refused from now on.
+    #[graphql(guard = "Acts(Permission::ManageOperators)")]
+    async fn operator_disable(
+        &self,
+        ctx: &Context<'_>,
+        input: OperatorDisableInput,
+    ) -> ApiResult<OperatorPayload> {
+        let scope = Scope::of(ctx)?;
+        let operator: OperatorId = NodeKind::Operator.parse(&input.operator_id)?;
+        let caller = scope.caller(input.conditions)?;
+        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
+        let reason = or_refused!(OperatorPayload, reason);
+        let disabled = scope.services.app.operators.disable(&caller, operator, reason).await;
+        let executed = or_refused!(OperatorPayload, outcome(&scope, "operator.disable", disabled).await?);
+        done(&scope, operator, &executed).await
+    }
+
+    /// Lets somebody in again.
+    #[graphql(guard = "Acts(Permission::ManageOperators)")]
+    async fn operator_enable(
+        &self,
+        ctx: &Context<'_>,
+        input: OperatorDisableInput,
+    ) -> ApiResult<OperatorPayload> {
+        let scope = Scope::of(ctx)?;
+        let operator: OperatorId = NodeKind::Operator.parse(&input.operator_id)?;
+        let caller = scope.caller(input.conditions)?;
+        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
+        let reason = or_refused!(OperatorPayload, reason);
+        let enabled = scope.services.app.operators.enable(&caller, operator, reason).await;
+        let executed = or_refused!(OperatorPayload, outcome(&scope, "operator.enable", enabled).await?);
+        done(&scope, operator, &executed).await
+    }
+}

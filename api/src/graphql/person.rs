@@ -1,0 +1,176 @@
+//! People, by pseudonym.
+
+use async_graphql::{Context, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
+use botledger_domain::{SubjectId, operator::Permission};
+use botledger_projections::{PersonRow, people_page, quota_of};
+use chrono::{DateTime, Utc};
+
+use super::{
+    Acts, Conditions, Needs, Scope,
+    error::{ApiError, ApiResult, UserError, outcome},
+    or_refused,
+    page::{List, Slice},
+    payload,
+    quota::Quota,
+    scalars::{At, BigInt, Language, NodeKind},
+};
+
+/// What Telegram told of a person; sealed in the database.
+#[derive(SimpleObject)]
+pub(crate) struct Profile {
+    /// Telegram's user id.
+    telegram_id: BigInt,
+    first_name: String,
+    last_name: Option<String>,
+    /// Without `@`.
+    username: Option<String>,
+}
+
+/// Somebody who wrote to a bot.
+pub(crate) struct Person(pub(crate) PersonRow);
+
+#[Object]
+impl Person {
+    /// `person:…`, a pseudonym that nobody can turn into a Telegram id without the key.
+    pub(super) async fn id(&self) -> ID {
+        NodeKind::Person.id(self.0.subject)
+    }
+
+    /// The language bots answer in.
+    async fn language(&self) -> ApiResult<Language> {
+        Language::read(&self.0.language)
+    }
+
+    /// Whether the person chose it, or their client told it.
+    async fn language_chosen(&self) -> bool {
+        self.0.language_chosen
+    }
+
+    /// Messages accepted.
+    async fn messages(&self) -> BigInt {
+        BigInt(self.0.messages)
+    }
+
+    /// When the person wrote first.
+    async fn first_seen_at(&self) -> DateTime<Utc> {
+        self.0.first_seen_at
+    }
+
+    /// When the person wrote last.
+    async fn last_seen_at(&self) -> DateTime<Utc> {
+        self.0.last_seen_at
+    }
+
+    /// Of the last event about the person.
+    async fn position(&self) -> At {
+        self.0.updated_position.into()
+    }
+
+    /// Name and Telegram id; null once erased.
+    #[graphql(guard = "Needs(Permission::ReadPersonal)")]
+    async fn profile(&self, ctx: &Context<'_>) -> ApiResult<Option<Profile>> {
+        let scope = Scope::of(ctx)?;
+        let profile = scope.services.app.subjects.profile(SubjectId(self.0.subject)).await;
+        Ok(profile.map_err(ApiError::unavailable)?.map(|profile| Profile {
+            telegram_id: BigInt(profile.telegram_id),
+            first_name: profile.first_name,
+            last_name: profile.last_name,
+            username: profile.username,
+        }))
+    }
+
+    /// What the person may use; null before the first turn.
+    #[graphql(guard = "Needs(Permission::ReadOperations)", complexity = 5)]
+    async fn quota(&self, ctx: &Context<'_>) -> ApiResult<Option<Quota>> {
+        let scope = Scope::of(ctx)?;
+        Ok(quota_of(&scope.services.read, SubjectId(self.0.subject)).await?.map(Quota))
+    }
+}
+
+/// A person of the caller's workspace.
+pub(super) async fn find(scope: &Scope<'_>, subject: SubjectId) -> ApiResult<Option<Person>> {
+    let workspace = scope.identity()?.workspace.uuid();
+    let row = botledger_projections::person(&scope.services.read, subject).await?;
+    Ok(row.filter(|row| row.workspace == workspace).map(Person))
+}
+
+#[derive(Default)]
+pub(crate) struct PersonQuery;
+
+#[Object]
+impl PersonQuery {
+    /// One person.
+    #[graphql(guard = "Needs(Permission::ReadOperations)")]
+    async fn person(&self, ctx: &Context<'_>, id: ID, min_position: Option<At>) -> ApiResult<Option<Person>> {
+        let scope = Scope::of(ctx)?;
+        let subject = NodeKind::Person.parse(&id)?;
+        scope.at_least("people", min_position).await?;
+        find(&scope, subject).await
+    }
+
+    /// Everybody who wrote, newest first.
+    #[graphql(
+        guard = "Needs(Permission::ReadOperations)",
+        complexity = "super::page_cost(first, last) * child_complexity"
+    )]
+    async fn people(
+        &self,
+        ctx: &Context<'_>,
+        first: Option<i32>,
+        after: Option<String>,
+        last: Option<i32>,
+        before: Option<String>,
+        min_position: Option<At>,
+    ) -> ApiResult<List<Person>> {
+        let scope = Scope::of(ctx)?;
+        let paging = Slice { first, after, last, before }.of("people")?;
+        scope.at_least("people", min_position).await?;
+        let rows = people_page(&scope.services.read, scope.identity()?.workspace, paging.page).await?;
+        Ok(paging.connect(rows, EmptyFields, |row| row.created_position, Person))
+    }
+}
+
+payload! {
+    /// Answer of a mutation of a person.
+    PersonPayload {
+        /// As they are now.
+        person: Person
+    }
+}
+
+/// A person's language.
+#[derive(InputObject)]
+struct PersonChooseLanguageInput {
+    person_id: ID,
+    language: Language,
+    conditions: Option<Conditions>,
+}
+
+#[derive(Default)]
+pub(crate) struct PersonMutation;
+
+#[Object]
+impl PersonMutation {
+    /// Sets the language bots answer a person in, on their behalf.
+    #[graphql(guard = "Acts(Permission::Moderate)")]
+    async fn person_choose_language(
+        &self,
+        ctx: &Context<'_>,
+        input: PersonChooseLanguageInput,
+    ) -> ApiResult<PersonPayload> {
+        let scope = Scope::of(ctx)?;
+        let subject: SubjectId = NodeKind::Person.parse(&input.person_id)?;
+        let caller = scope.caller(input.conditions)?;
+        if find(&scope, subject).await?.is_none() {
+            return Ok(PersonPayload::refused(UserError::new(
+                "SUBJECT_UNKNOWN",
+                "this person never wrote to a bot",
+            )));
+        }
+        let chosen =
+            scope.services.app.subjects.choose_language(&caller, subject, input.language.into()).await;
+        let executed = or_refused!(PersonPayload, outcome(&scope, "person.choose_language", chosen).await?);
+        scope.after("people", executed.receipt.position).await?;
+        Ok(PersonPayload::done(find(&scope, subject).await?, executed.receipt.position))
+    }
+}

@@ -1,0 +1,206 @@
+//! The caller's workspace and its plans.
+
+use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
+use botledger_domain::{PlanName, Reason, operator::Permission, quota::PlanTerms};
+use botledger_projections::WorkspaceRow;
+use chrono::{DateTime, Utc};
+
+use super::{
+    Acts, Conditions, Needs, Scope,
+    error::{ApiError, ApiResult, UserError, outcome},
+    or_refused, payload,
+    quota::Period,
+    scalars::{At, BigInt, NodeKind},
+};
+
+/// What a plan gives.
+#[derive(SimpleObject)]
+pub(crate) struct Plan {
+    name: String,
+    /// Tokens a period.
+    tokens: BigInt,
+    period: Period,
+}
+
+/// A tenant: everything belongs to one.
+pub(crate) struct Workspace(pub(crate) WorkspaceRow);
+
+#[Object]
+impl Workspace {
+    /// `workspace:…`
+    pub(super) async fn id(&self) -> ID {
+        NodeKind::Workspace.id(self.0.workspace)
+    }
+
+    async fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Plan of people nobody assigned one.
+    async fn default_plan(&self) -> Option<&str> {
+        self.0.default_plan.as_deref()
+    }
+
+    /// By name.
+    async fn plans(&self) -> Vec<Plan> {
+        let plans = self.0.plans().into_iter().map(|(name, terms)| Plan {
+            name,
+            tokens: BigInt(i64::try_from(terms.tokens).unwrap_or(i64::MAX)),
+            period: terms.period.into(),
+        });
+        plans.collect()
+    }
+
+    async fn created_at(&self) -> DateTime<Utc> {
+        self.0.created_at
+    }
+
+    async fn changed_at(&self) -> DateTime<Utc> {
+        self.0.changed_at
+    }
+
+    /// Of its last event.
+    async fn position(&self) -> At {
+        self.0.updated_position.into()
+    }
+}
+
+/// The caller's own.
+pub(super) async fn own(scope: &Scope<'_>) -> ApiResult<Option<Workspace>> {
+    let row = botledger_projections::workspace(&scope.services.read, scope.identity()?.workspace).await?;
+    Ok(row.map(Workspace))
+}
+
+#[derive(Default)]
+pub(crate) struct WorkspaceQuery;
+
+#[Object]
+impl WorkspaceQuery {
+    /// The caller's workspace.
+    #[graphql(guard = "Needs(Permission::ReadSelf)")]
+    async fn workspace(&self, ctx: &Context<'_>, min_position: Option<At>) -> ApiResult<Option<Workspace>> {
+        let scope = Scope::of(ctx)?;
+        scope.at_least("directory", min_position).await?;
+        own(&scope).await
+    }
+}
+
+payload! {
+    /// Answer of a mutation of the workspace.
+    WorkspacePayload {
+        /// As it is now.
+        workspace: Workspace
+    }
+}
+
+/// Another name.
+#[derive(InputObject)]
+struct WorkspaceRenameInput {
+    /// 1 to 100 characters.
+    name: String,
+    conditions: Option<Conditions>,
+}
+
+/// A plan, new or changed.
+#[derive(InputObject)]
+struct PlanDefineInput {
+    /// 1 to 64 of `a-z 0-9 - _`.
+    plan: String,
+    /// At least 1.
+    tokens: BigInt,
+    period: Period,
+    conditions: Option<Conditions>,
+}
+
+/// Which plan.
+#[derive(InputObject)]
+struct PlanSetDefaultInput {
+    plan: String,
+    conditions: Option<Conditions>,
+}
+
+/// Which plan, and why.
+#[derive(InputObject)]
+struct PlanRetireInput {
+    plan: String,
+    /// 1 to 500 characters, kept in the ledger.
+    reason: String,
+    conditions: Option<Conditions>,
+}
+
+type Executed = botledger_commands::execute::Executed<botledger_domain::workspace::Workspace>;
+
+async fn done(scope: &Scope<'_>, executed: &Executed) -> ApiResult<WorkspacePayload> {
+    scope.after("directory", executed.receipt.position).await?;
+    Ok(WorkspacePayload::done(own(scope).await?, executed.receipt.position))
+}
+
+fn plan_name(text: &str) -> Result<PlanName, UserError> {
+    PlanName::parse(text).map_err(|error| UserError::of("plan", &error))
+}
+
+#[derive(Default)]
+pub(crate) struct WorkspaceMutation;
+
+#[Object]
+impl WorkspaceMutation {
+    /// Gives the workspace another name.
+    #[graphql(guard = "Acts(Permission::ManageBots)")]
+    async fn workspace_rename(
+        &self,
+        ctx: &Context<'_>,
+        input: WorkspaceRenameInput,
+    ) -> ApiResult<WorkspacePayload> {
+        let scope = Scope::of(ctx)?;
+        let caller = scope.caller(input.conditions)?;
+        let workspace = scope.identity()?.workspace;
+        let renamed = scope.services.app.workspaces.rename(&caller, workspace, input.name).await;
+        let executed = or_refused!(WorkspacePayload, outcome(&scope, "workspace.rename", renamed).await?);
+        done(&scope, &executed).await
+    }
+
+    /// Adds a plan or changes its terms. People on it get the new terms when it is assigned again.
+    #[graphql(guard = "Acts(Permission::ManageQuotas)")]
+    async fn plan_define(&self, ctx: &Context<'_>, input: PlanDefineInput) -> ApiResult<WorkspacePayload> {
+        let scope = Scope::of(ctx)?;
+        let caller = scope.caller(input.conditions)?;
+        let plan = or_refused!(WorkspacePayload, plan_name(&input.plan));
+        let tokens =
+            u64::try_from(input.tokens.0).map_err(|_| ApiError::bad_input("tokens are at least 1"))?;
+        let terms = PlanTerms { tokens, period: input.period.into() };
+        let workspace = scope.identity()?.workspace;
+        let defined = scope.services.app.workspaces.define_plan(&caller, workspace, plan, terms).await;
+        let executed = or_refused!(WorkspacePayload, outcome(&scope, "plan.define", defined).await?);
+        done(&scope, &executed).await
+    }
+
+    /// Chooses the plan of new people.
+    #[graphql(guard = "Acts(Permission::ManageQuotas)")]
+    async fn plan_set_default(
+        &self,
+        ctx: &Context<'_>,
+        input: PlanSetDefaultInput,
+    ) -> ApiResult<WorkspacePayload> {
+        let scope = Scope::of(ctx)?;
+        let caller = scope.caller(input.conditions)?;
+        let plan = or_refused!(WorkspacePayload, plan_name(&input.plan));
+        let workspace = scope.identity()?.workspace;
+        let set = scope.services.app.workspaces.set_default_plan(&caller, workspace, plan).await;
+        let executed = or_refused!(WorkspacePayload, outcome(&scope, "plan.set_default", set).await?);
+        done(&scope, &executed).await
+    }
+
+    /// Takes a plan out of the list; people on it keep it.
+    #[graphql(guard = "Acts(Permission::ManageQuotas)")]
+    async fn plan_retire(&self, ctx: &Context<'_>, input: PlanRetireInput) -> ApiResult<WorkspacePayload> {
+        let scope = Scope::of(ctx)?;
+        let caller = scope.caller(input.conditions)?;
+        let plan = or_refused!(WorkspacePayload, plan_name(&input.plan));
+        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
+        let reason = or_refused!(WorkspacePayload, reason);
+        let workspace = scope.identity()?.workspace;
+        let retired = scope.services.app.workspaces.retire_plan(&caller, workspace, plan, reason).await;
+        let executed = or_refused!(WorkspacePayload, outcome(&scope, "plan.retire", retired).await?);
+        done(&scope, &executed).await
+    }
+}

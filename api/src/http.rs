@@ -1,0 +1,339 @@
+//! GraphQL over HTTP, to the letter of its specification; our own, because the stock handler runs
+//! mutations over GET, reads bodies without limit and lets documents through that kill the parser.
+
+mod execute;
+mod sse;
+mod ws;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{ConnectInfo, FromRequestParts, Query, Request, State, WebSocketUpgrade},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    response::{Html, IntoResponse, Response},
+    routing::get,
+};
+use serde::Deserialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    Services,
+    admin::problem,
+    auth::{self, AuthFailure, Identity},
+    graphql::{self, ApiSchema},
+    serve::Server,
+};
+use execute::{Asked, Outcome};
+
+/// A body must be complete within this time.
+const BODY_PATIENCE: Duration = Duration::from_secs(10);
+const RESPONSE_JSON: &str = "application/graphql-response+json";
+const JSON: &str = "application/json";
+/// The page sends its one form to this server and loads nothing from anywhere.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; \
+                      form-action 'none'; frame-ancestors 'none'; base-uri 'none'";
+
+/// What every handler shares.
+pub(crate) struct Inner {
+    pub(crate) schema: ApiSchema,
+    pub(crate) services: Arc<Services>,
+    in_flight: Arc<Semaphore>,
+}
+
+impl Inner {
+    pub(crate) fn new(services: Arc<Services>) -> Self {
+        let in_flight = Arc::new(Semaphore::new(services.config.max_in_flight));
+        Self { schema: graphql::schema(Arc::clone(&services)), services, in_flight }
+    }
+}
+
+type Shared = State<Arc<Inner>>;
+
+pub(crate) fn router(inner: Arc<Inner>) -> Router {
+    let simulated = inner.services.config.simulated.join(", ");
+    let simulated = (!simulated.is_empty()).then(|| HeaderValue::from_str(&simulated)).and_then(Result::ok);
+    Router::new()
+        .route("/graphql", get(read).post(write))
+        .route("/", get(|| async { page(include_str!("pages/index.html")) }))
+        .route("/activate", get(|| async { page(include_str!("pages/activate.html")) }))
+        .route("/activate.js", get(activate_script))
+        .fallback(async || problem(StatusCode::NOT_FOUND, "NOT_FOUND", "the API is at /graphql"))
+        .method_not_allowed_fallback(async || {
+            let mut response =
+                problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "/graphql takes GET and POST");
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
+            response
+        })
+        .with_state(inner)
+        .layer(axum::middleware::map_response(move |mut response: Response| {
+            let headers = response.headers_mut();
+            headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+            if let Some(simulated) = &simulated {
+                headers.insert("x-botledger-simulated", simulated.clone());
+            }
+            std::future::ready(response)
+        }))
+}
+
+fn page(html: &'static str) -> Response {
+    let mut response = Html(html).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
+}
+
+async fn activate_script() -> Response {
+    let kind = [(header::CONTENT_TYPE, "text/javascript; charset=utf-8")];
+    (kind, include_str!("pages/activate.js")).into_response()
+}
+
+/// What a client takes in answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takes {
+    /// Request errors are 4xx.
+    ResponseJson,
+    /// Everything well-formed is 200.
+    Json,
+    /// A stream of events.
+    Events,
+}
+
+/// The best the client takes of what we have; nothing when it takes neither.
+fn takes(headers: &HeaderMap) -> Option<Takes> {
+    let Some(accept) = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()) else {
+        return Some(Takes::Json);
+    };
+    let mut best: Option<(f32, Takes)> = None;
+    for part in accept.split(',') {
+        let mut parameters = part.split(';').map(str::trim);
+        let kind = match parameters.next().unwrap_or_default().to_ascii_lowercase().as_str() {
+            RESPONSE_JSON | "application/*" => Takes::ResponseJson,
+            JSON | "*/*" => Takes::Json,
+            "text/event-stream" => Takes::Events,
+            _ => continue,
+        };
+        let quality =
+            parameters.find_map(|parameter| parameter.strip_prefix("q=")?.parse().ok()).unwrap_or(1.0);
+        if quality > 0.0 && best.is_none_or(|(known, _)| quality > known) {
+            best = Some((quality, kind));
+        }
+    }
+    best.map(|(_, kind)| kind)
+}
+
+/// Who asks, as far as headers tell: nobody without a token, an answer when the token is bad.
+async fn identify(inner: &Inner, headers: &HeaderMap) -> Result<Option<Identity>, Response> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+    let token = value.to_str().ok().and_then(auth::bearer).unwrap_or_default();
+    match auth::authenticate(&inner.services, token).await {
+        Ok(identity) => Ok(Some(identity)),
+        Err(AuthFailure::Refused) => {
+            let mut response = problem(
+                StatusCode::UNAUTHORIZED,
+                "UNAUTHENTICATED",
+                "the access token is not valid any more; refresh the session",
+            );
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            Err(response)
+        }
+        Err(AuthFailure::Unavailable) => Err(busy()),
+    }
+}
+
+/// Come back shortly.
+fn busy() -> Response {
+    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "try again shortly");
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+fn admit(inner: &Inner) -> Result<OwnedSemaphorePermit, Response> {
+    Arc::clone(&inner.in_flight).try_acquire_owned().map_err(|_| {
+        metrics::counter!("botledger_api_refused_total", "reason" => "in_flight").increment(1);
+        busy()
+    })
+}
+
+fn ip(request: &Request) -> Option<String> {
+    request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_string())
+}
+
+/// The parameters of a POST.
+#[derive(Deserialize)]
+struct Parameters {
+    query: Option<String>,
+    #[serde(rename = "operationName")]
+    operation_name: Option<String>,
+    #[serde(default)]
+    variables: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// The parameters of a GET: variables are JSON in a text.
+#[derive(Deserialize)]
+struct InQuery {
+    query: Option<String>,
+    #[serde(rename = "operationName")]
+    operation_name: Option<String>,
+    variables: Option<String>,
+}
+
+fn bad(detail: &str) -> Response {
+    problem(StatusCode::BAD_REQUEST, "BAD_INPUT", detail)
+}
+
+async fn read(State(inner): Shared, request: Request) -> Response {
+    let server = request.extensions().get::<Server>().cloned();
+    let peer = ip(&request);
+    let (mut parts, _) = request.into_parts();
+    if parts.headers.contains_key(header::UPGRADE) {
+        return match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
+            Ok(upgrade) => ws::accept(inner, upgrade, &parts.headers, peer, server).await,
+            Err(rejection) => rejection.into_response(),
+        };
+    }
+    let Some(takes) = takes(&parts.headers) else { return not_acceptable() };
+    let Ok(Query(parameters)) = Query::<InQuery>::try_from_uri(&parts.uri) else {
+        return bad("the query string cannot be read");
+    };
+    let Some(query) = parameters.query else {
+        return bad("query is missing; a person is better served at /");
+    };
+    // A page elsewhere can make a browser send a GET, but not with this header.
+    if !parts.headers.contains_key(header::AUTHORIZATION) {
+        return problem(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", "a GET needs an Authorization header");
+    }
+    let variables = match parameters.variables.as_deref().filter(|text| !text.is_empty()) {
+        Some(text) => match serde_json::from_str(text) {
+            Ok(variables) => variables,
+            Err(_) => return bad("variables are no JSON object"),
+        },
+        None => serde_json::Map::new(),
+    };
+    let parameters = Parameters {
+        query: Some(query),
+        operation_name: parameters.operation_name,
+        variables: Some(variables),
+    };
+    answer(inner, &parts.headers, peer, server, parameters, takes, &Method::GET).await
+}
+
+async fn write(State(inner): Shared, request: Request) -> Response {
+    let server = request.extensions().get::<Server>().cloned();
+    let peer = ip(&request);
+    let (parts, body) = request.into_parts();
+    let Some(takes) = takes(&parts.headers) else { return not_acceptable() };
+    let kind =
+        parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(JSON) {
+        return problem(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "BAD_INPUT",
+            "send the request as application/json",
+        );
+    }
+    let body = match body_of(body, inner.services.config.max_body_bytes).await {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    match serde_json::from_slice::<Parameters>(&body) {
+        Ok(parameters) => answer(inner, &parts.headers, peer, server, parameters, takes, &Method::POST).await,
+        Err(_) => bad("the body is no JSON object with query, operationName and variables"),
+    }
+}
+
+async fn body_of(body: Body, limit: usize) -> Result<bytes::Bytes, Response> {
+    match tokio::time::timeout(BODY_PATIENCE, axum::body::to_bytes(body, limit)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(_)) => {
+            let detail = format!("a request has at most {limit} bytes");
+            Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "BAD_INPUT", &detail))
+        }
+        Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "BAD_INPUT", "the request came too slowly")),
+    }
+}
+
+fn not_acceptable() -> Response {
+    problem(
+        StatusCode::NOT_ACCEPTABLE,
+        "BAD_INPUT",
+        "answers are application/graphql-response+json, application/json or text/event-stream",
+    )
+}
+
+async fn answer(
+    inner: Arc<Inner>,
+    headers: &HeaderMap,
+    peer: Option<String>,
+    server: Option<Server>,
+    parameters: Parameters,
+    takes: Takes,
+    method: &Method,
+) -> Response {
+    let identity = match identify(&inner, headers).await {
+        Ok(identity) => identity,
+        Err(response) => return response,
+    };
+    let permit = match admit(&inner) {
+        Ok(permit) => permit,
+        Err(response) => return response,
+    };
+    let asked = Asked {
+        query: parameters.query.unwrap_or_default(),
+        operation_name: parameters.operation_name,
+        variables: parameters.variables.unwrap_or_default(),
+        identity,
+        ip: peer,
+    };
+    if takes == Takes::Events {
+        return sse::answer(inner, asked, server, method, permit);
+    }
+    let outcome = execute::once(&inner, asked, method).await;
+    drop(permit);
+    let Outcome { response, request_error, method_refused } = outcome;
+    let (kind, status) = match takes {
+        _ if method_refused => (RESPONSE_JSON, StatusCode::METHOD_NOT_ALLOWED),
+        Takes::ResponseJson if request_error => (RESPONSE_JSON, StatusCode::BAD_REQUEST),
+        Takes::ResponseJson => (RESPONSE_JSON, StatusCode::OK),
+        _ => (JSON, StatusCode::OK),
+    };
+    let body = serde_json::to_vec(&response).unwrap_or_default();
+    let mut response =
+        (status, [(header::CONTENT_TYPE, format!("{kind}; charset=utf-8"))], body).into_response();
+    if method_refused {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepting(accept: &str) -> Option<Takes> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_str(accept).expect("a header"));
+        takes(&headers)
+    }
+
+    #[test]
+    fn the_kind_of_answer_is_negotiated() {
+        assert_eq!(takes(&HeaderMap::new()), Some(Takes::Json));
+        assert_eq!(accepting("*/*"), Some(Takes::Json));
+        assert_eq!(accepting("application/json"), Some(Takes::Json));
+        assert_eq!(
+            accepting("application/graphql-response+json; charset=utf-8, application/json; q=0.9"),
+            Some(Takes::ResponseJson)
+        );
+        assert_eq!(
+            accepting("application/graphql-response+json;q=0.5,application/json;q=0.9"),
+            Some(Takes::Json)
+        );
+        assert_eq!(accepting("text/event-stream"), Some(Takes::Events));
+        assert_eq!(accepting("text/html"), None);
+        assert_eq!(accepting("application/json;q=0"), None);
+    }
+}

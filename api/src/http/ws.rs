@@ -1,0 +1,313 @@
+//! `graphql-transport-ws`, to the letter: close codes, the wait for `connection_init`, one task an
+//! operation.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use axum::{
+    extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade},
+    http::{HeaderMap, StatusCode, header},
+    response::Response,
+};
+use futures::{SinkExt, StreamExt};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Inner,
+    execute::{self, Asked},
+    identify,
+};
+use crate::{
+    admin::problem,
+    auth::{self, AuthFailure, Identity},
+    serve::Server,
+};
+
+const PROTOCOL: &str = "graphql-transport-ws";
+/// `connection_init` must come within this time.
+const INIT_PATIENCE: Duration = Duration::from_secs(10);
+/// Both sides hear from each other this often.
+const PING: Duration = Duration::from_secs(20);
+/// A peer that takes nothing for this long is gone.
+const SEND_PATIENCE: Duration = Duration::from_secs(20);
+/// Operations of one socket at the same time.
+const MOST_OPERATIONS: usize = 20;
+/// Messages that wait to be sent; a slow client holds its own subscriptions up, nobody else's.
+const WAITING: usize = 64;
+
+/// Why a socket is closed.
+type Close = (u16, &'static str);
+
+const BAD_MESSAGE: Close = (4400, "Invalid message");
+const UNAUTHORIZED: Close = (4401, "Unauthorized");
+const FORBIDDEN: Close = (4403, "Forbidden");
+const INIT_TIMEOUT: Close = (4408, "Connection initialisation timeout");
+const TOO_MANY_INITS: Close = (4429, "Too many initialisation requests");
+const GOING_AWAY: Close = (1001, "Going away");
+const TRY_LATER: Close = (1013, "Try again later");
+
+pub(super) async fn accept(
+    inner: Arc<Inner>,
+    upgrade: WebSocketUpgrade,
+    headers: &HeaderMap,
+    peer: Option<String>,
+    server: Option<Server>,
+) -> Response {
+    if !same_origin(headers, &inner.services.config.public_url) {
+        return problem(StatusCode::FORBIDDEN, "FORBIDDEN", "WebSockets are for pages of this server");
+    }
+    let offered =
+        headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let known = offered.flat_map(|value| value.split(',')).any(|protocol| protocol.trim() == PROTOCOL);
+    let identity = match identify(&inner, headers).await {
+        Ok(identity) => identity,
+        Err(response) => return response,
+    };
+    let limit = inner.services.config.max_body_bytes;
+    upgrade.protocols([PROTOCOL]).max_message_size(limit).max_frame_size(limit).on_upgrade(move |socket| {
+        let stopping = server.as_ref().map_or_else(CancellationToken::new, |server| server.stopping.clone());
+        let served = async move {
+            metrics::gauge!("botledger_api_sockets").increment(1.0);
+            Socket { inner, peer, identity, stopping }.serve(socket, known).await;
+            metrics::gauge!("botledger_api_sockets").decrement(1.0);
+        };
+        // The server waits for tracked tasks before it ends.
+        let tracked = server.map(|server| server.tasks.token());
+        async move {
+            served.await;
+            drop(tracked);
+        }
+    })
+}
+
+/// Browsers say where a page is from; other clients say nothing.
+fn same_origin(headers: &HeaderMap, public_url: &str) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN).and_then(|value| value.to_str().ok()) else { return true };
+    let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let from = origin.split_once("://").map_or("", |(_, host)| host);
+    (!host.is_empty() && from == host) || origin == public_url
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Incoming {
+    ConnectionInit {
+        #[serde(default)]
+        payload: Value,
+    },
+    Ping {
+        #[serde(default)]
+        payload: Value,
+    },
+    Pong,
+    Subscribe {
+        id: String,
+        payload: Operation,
+    },
+    Complete {
+        id: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct Operation {
+    query: String,
+    #[serde(rename = "operationName")]
+    operation_name: Option<String>,
+    #[serde(default)]
+    variables: Option<serde_json::Map<String, Value>>,
+}
+
+struct Socket {
+    inner: Arc<Inner>,
+    peer: Option<String>,
+    identity: Option<Identity>,
+    stopping: CancellationToken,
+}
+
+impl Socket {
+    async fn serve(mut self, socket: WebSocket, known: bool) {
+        let (mut sink, mut source) = socket.split();
+        let (out, mut queue) = mpsc::channel::<Message>(WAITING);
+        // One writer: operations only put into the queue.
+        let writer = tokio::spawn(async move {
+            while let Some(message) = queue.recv().await {
+                let last = matches!(message, Message::Close(_));
+                match tokio::time::timeout(SEND_PATIENCE, sink.send(message)).await {
+                    Ok(Ok(())) if !last => {}
+                    _ => break,
+                }
+            }
+            // Flushed before it is dropped, or the peer sees 1006.
+            let _ = tokio::time::timeout(SEND_PATIENCE, sink.close()).await;
+        });
+        let close = if known {
+            self.talk(&mut source, &out).await
+        } else {
+            Some((4406, "Subprotocol not acceptable"))
+        };
+        if let Some((code, reason)) = close {
+            let _ = out.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await;
+        }
+        drop(out);
+        // A panic was reported by the runtime.
+        let _ = writer.await;
+    }
+
+    /// Until one side ends; the reason when it is ours.
+    async fn talk(
+        &mut self,
+        source: &mut (impl StreamExt<Item = Result<Message, axum::Error>> + Unpin),
+        out: &mpsc::Sender<Message>,
+    ) -> Option<Close> {
+        let mut acknowledged = false;
+        let mut operations: HashMap<String, AbortHandle> = HashMap::new();
+        let mut running: JoinSet<String> = JoinSet::new();
+        let init_until = tokio::time::Instant::now() + INIT_PATIENCE;
+        let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
+        loop {
+            let message = tokio::select! {
+                () = self.stopping.cancelled() => return Some(GOING_AWAY),
+                () = tokio::time::sleep_until(init_until), if !acknowledged => return Some(INIT_TIMEOUT),
+                _ = ping.tick() => {
+                    if acknowledged && let Some(close) = self.still_good().await {
+                        return Some(close);
+                    }
+                    out.send(text(json!({"type": "ping"}))).await.ok()?;
+                    continue;
+                }
+                Some(ended) = running.join_next(), if !running.is_empty() => {
+                    if let Ok(id) = ended {
+                        operations.remove(&id);
+                    }
+                    continue;
+                }
+                message = source.next() => message?.ok()?,
+            };
+            let message = match message {
+                Message::Text(message) => serde_json::from_str::<Incoming>(&message),
+                Message::Binary(_) => return Some(BAD_MESSAGE),
+                Message::Close(_) => return None,
+                Message::Ping(_) | Message::Pong(_) => continue,
+            };
+            match message {
+                Err(_) => return Some(BAD_MESSAGE),
+                Ok(Incoming::Pong) => {}
+                Ok(Incoming::Ping { payload }) => {
+                    let mut pong = json!({"type": "pong"});
+                    if !payload.is_null() {
+                        pong["payload"] = payload;
+                    }
+                    out.send(text(pong)).await.ok()?;
+                }
+                Ok(Incoming::ConnectionInit { .. }) if acknowledged => return Some(TOO_MANY_INITS),
+                Ok(Incoming::ConnectionInit { payload }) => {
+                    if let Some(close) = self.introduce(&payload).await {
+                        return Some(close);
+                    }
+                    acknowledged = true;
+                    out.send(text(json!({"type": "connection_ack"}))).await.ok()?;
+                }
+                Ok(Incoming::Subscribe { .. }) if !acknowledged => return Some(UNAUTHORIZED),
+                Ok(Incoming::Subscribe { id, .. }) if id.is_empty() || id.len() > 200 => {
+                    return Some(BAD_MESSAGE);
+                }
+                Ok(Incoming::Subscribe { id, .. }) if operations.contains_key(&id) => {
+                    return Some((4409, "Subscriber already exists"));
+                }
+                Ok(Incoming::Subscribe { .. }) if operations.len() >= MOST_OPERATIONS => {
+                    return Some(TRY_LATER);
+                }
+                Ok(Incoming::Subscribe { id, payload }) => {
+                    let operation = self.operation(id.clone(), payload, out.clone());
+                    operations.insert(id, running.spawn(operation));
+                }
+                Ok(Incoming::Complete { id }) => {
+                    if let Some(operation) = operations.remove(&id) {
+                        operation.abort();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Who it is, from the payload of `connection_init` or from the request's header.
+    async fn introduce(&mut self, payload: &Value) -> Option<Close> {
+        let given = ["Authorization", "authorization"].iter().find_map(|name| payload[name].as_str());
+        let Some(token) = given.map(|value| auth::bearer(value).unwrap_or(value)) else { return None };
+        match auth::authenticate(&self.inner.services, token).await {
+            Ok(identity) => {
+                self.identity = Some(identity);
+                None
+            }
+            Err(AuthFailure::Refused) => Some(FORBIDDEN),
+            Err(AuthFailure::Unavailable) => Some(TRY_LATER),
+        }
+    }
+
+    /// Long sockets do not outlive their token.
+    async fn still_good(&mut self) -> Option<Close> {
+        let identity = self.identity.as_ref()?;
+        match auth::again(&self.inner.services, identity).await {
+            Ok(now) => {
+                self.identity = Some(now);
+                None
+            }
+            Err(AuthFailure::Refused) => Some(UNAUTHORIZED),
+            Err(AuthFailure::Unavailable) => None,
+        }
+    }
+
+    /// One operation: `next` for every answer, `error` when nothing could be executed, `complete`.
+    fn operation(
+        &self,
+        id: String,
+        operation: Operation,
+        out: mpsc::Sender<Message>,
+    ) -> impl Future<Output = String> + Send + use<> {
+        let asked = Asked {
+            query: operation.query,
+            operation_name: operation.operation_name,
+            variables: operation.variables.unwrap_or_default(),
+            identity: self.identity.clone(),
+            ip: self.peer.clone(),
+        };
+        let inner = Arc::clone(&self.inner);
+        async move {
+            let ready = match execute::prepare(&inner, asked) {
+                Ok(ready) => ready,
+                Err(response) => {
+                    let _ = out.send(text(error(&id, &response))).await;
+                    return id;
+                }
+            };
+            let mut responses = std::pin::pin!(execute::stream(inner, ready));
+            let mut first = true;
+            while let Some(response) = responses.next().await {
+                if first && execute::is_request_error(&response) {
+                    let _ = out.send(text(error(&id, &response))).await;
+                    return id;
+                }
+                first = false;
+                if out.send(text(json!({"id": id, "type": "next", "payload": response}))).await.is_err() {
+                    return id;
+                }
+            }
+            let _ = out.send(text(json!({"id": id, "type": "complete"}))).await;
+            id
+        }
+    }
+}
+
+fn error(id: &str, response: &async_graphql::Response) -> Value {
+    json!({"id": id, "type": "error", "payload": response.errors})
+}
+
+fn text(message: Value) -> Message {
+    Message::Text(message.to_string().into())
+}
