@@ -26,7 +26,6 @@ pub(crate) struct Identity {
     pub(crate) operator: OperatorId,
     pub(crate) workspace: WorkspaceId,
     pub(crate) role: Role,
-    pub(crate) login: String,
     /// When the access token ends, and with it every subscription.
     pub(crate) expires_at: DateTime<Utc>,
 }
@@ -141,10 +140,8 @@ async fn stand(
         AuthFailure::Unavailable
     })?;
     let state = standing.ok_or(AuthFailure::Refused)?;
-    match (state.workspace, state.role, state.login) {
-        (Some(workspace), Some(role), Some(login)) => {
-            Ok(Identity { operator, workspace, role, login: login.as_str().to_owned(), expires_at })
-        }
+    match (state.workspace, state.role) {
+        (Some(workspace), Some(role)) => Ok(Identity { operator, workspace, role, expires_at }),
         _ => Err(AuthFailure::Refused),
     }
 }

@@ -26,6 +26,9 @@ const MAX_ROOT_FIELDS: usize = 60;
 const MAX_DEPTH: usize = 10;
 /// The standard introspection query is 15 deep.
 const MAX_INTROSPECTION_DEPTH: usize = 16;
+/// Lists of the schema below one another: each multiplies the answer by dozens. The standard query
+/// has one.
+const MAX_INTROSPECTION_LISTS: usize = 2;
 /// Nesting of variables.
 const MAX_VALUE_DEPTH: usize = 24;
 
@@ -216,7 +219,7 @@ type Fragments = HashMap<Name, Positioned<FragmentDefinition>>;
 
 struct Walk<'a> {
     fragments: &'a Fragments,
-    /// Depth of each fragment, once known.
+    /// Depth of each fragment by the present weights, once known.
     depths: HashMap<&'a str, usize>,
     /// Fragments being looked into: meeting one again is a cycle.
     open: HashSet<&'a str>,
@@ -225,6 +228,7 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     fn check_operation(&mut self, set: &'a SelectionSet) -> Result<(), ApiError> {
         let mut roots = Vec::new();
+        self.depths.clear();
         let depth = self.depth(set)?;
         self.roots(set, &mut roots)?;
         let introspective = roots.iter().any(|name| name == "__schema" || name == "__type");
@@ -235,7 +239,10 @@ impl<'a> Walk<'a> {
                 format!("the operation is {depth} fields deep; at most {limit} are allowed"),
             ));
         }
-        // Introspection may be deep because it is cheap; nothing else may hide behind it.
+        // Introspection may be deep where it asks for one thing each; nothing else may hide behind it.
+        if introspective && self.lists(set)? > MAX_INTROSPECTION_LISTS {
+            return Err(refuse("depth", "introspection asks for lists of lists of lists".to_owned()));
+        }
         if introspective && roots.iter().any(|name| !name.starts_with("__")) {
             return Err(refuse("depth", "introspection goes into an operation of its own".to_owned()));
         }
@@ -244,13 +251,29 @@ impl<'a> Walk<'a> {
 
     /// Fields above one another.
     fn depth(&mut self, set: &'a SelectionSet) -> Result<usize, ApiError> {
+        self.deepest(set, |_| 1)
+    }
+
+    /// Lists of types and fields above one another.
+    fn lists(&mut self, set: &'a SelectionSet) -> Result<usize, ApiError> {
+        self.depths.clear();
+        self.deepest(set, |name| {
+            usize::from(matches!(name, "fields" | "inputFields" | "interfaces" | "possibleTypes"))
+        })
+    }
+
+    /// The greatest sum of the fields' weights from top to bottom.
+    fn deepest(&mut self, set: &'a SelectionSet, weight: fn(&str) -> usize) -> Result<usize, ApiError> {
         let mut deepest = 0;
         for selection in &set.items {
             let depth = match &selection.node {
-                Selection::Field(field) => 1 + self.depth(&field.node.selection_set.node)?,
-                Selection::InlineFragment(inline) => self.depth(&inline.node.selection_set.node)?,
+                Selection::Field(field) => {
+                    weight(field.node.name.node.as_str())
+                        + self.deepest(&field.node.selection_set.node, weight)?
+                }
+                Selection::InlineFragment(inline) => self.deepest(&inline.node.selection_set.node, weight)?,
                 Selection::FragmentSpread(spread) => {
-                    self.fragment_depth(spread.node.fragment_name.node.as_str())?
+                    self.fragment(spread.node.fragment_name.node.as_str(), weight)?
                 }
             };
             deepest = deepest.max(depth);
@@ -258,7 +281,7 @@ impl<'a> Walk<'a> {
         Ok(deepest)
     }
 
-    fn fragment_depth(&mut self, name: &'a str) -> Result<usize, ApiError> {
+    fn fragment(&mut self, name: &'a str, weight: fn(&str) -> usize) -> Result<usize, ApiError> {
         if let Some(depth) = self.depths.get(name) {
             return Ok(*depth);
         }
@@ -267,7 +290,7 @@ impl<'a> Walk<'a> {
         if !self.open.insert(name) {
             return Err(refuse("cycle", "a fragment spreads itself".to_owned()));
         }
-        let depth = self.depth(&fragment.node.selection_set.node)?;
+        let depth = self.deepest(&fragment.node.selection_set.node, weight)?;
         self.open.remove(name);
         self.depths.insert(name, depth);
         Ok(depth)

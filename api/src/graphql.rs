@@ -17,7 +17,11 @@ mod turn;
 mod usage;
 mod workspace;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use async_graphql::{
     Context, Guard, InputObject, MergedObject, MergedSubscription, OneofObject, Schema, SchemaBuilder,
@@ -86,6 +90,15 @@ pub(crate) fn sdl() -> String {
     let options =
         async_graphql::SDLExportOptions::new().sorted_fields().sorted_arguments().sorted_enum_items();
     builder().finish().sdl_with_options(options)
+}
+
+/// All words of the schema language's text: names that an error may repeat.
+pub(crate) fn names() -> &'static HashSet<String> {
+    static NAMES: LazyLock<HashSet<String>> = LazyLock::new(|| {
+        let sdl = sdl();
+        sdl.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').map(str::to_owned).collect()
+    });
+    &NAMES
 }
 
 /// What is known of a request before it is executed.

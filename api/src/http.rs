@@ -7,6 +7,7 @@ mod ws;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use async_graphql::parser::types::OperationType;
 use axum::{
     Router,
     body::Body,
@@ -22,7 +23,7 @@ use crate::{
     Services,
     admin::problem,
     auth::{self, AuthFailure, Identity},
-    graphql::{self, ApiSchema},
+    graphql::{self, ApiSchema, error::ApiError},
     serve::Server,
 };
 use execute::{Asked, Outcome};
@@ -235,18 +236,21 @@ async fn write(State(inner): Shared, request: Request) -> Response {
             "send the request as application/json",
         );
     }
-    let body = match body_of(body, inner.services.config.max_body_bytes).await {
+    let config = &inner.services.config;
+    let patience = BODY_PATIENCE.min(config.request_timeout);
+    let body = match body_of(body, config.max_body_bytes, patience).await {
         Ok(body) => body,
         Err(response) => return response,
     };
     match serde_json::from_slice::<Parameters>(&body) {
+        Ok(Parameters { query: None, .. }) => bad("query is missing"),
         Ok(parameters) => answer(inner, &parts.headers, peer, server, parameters, takes, &Method::POST).await,
         Err(_) => bad("the body is no JSON object with query, operationName and variables"),
     }
 }
 
-async fn body_of(body: Body, limit: usize) -> Result<bytes::Bytes, Response> {
-    match tokio::time::timeout(BODY_PATIENCE, axum::body::to_bytes(body, limit)).await {
+async fn body_of(body: Body, limit: usize, patience: Duration) -> Result<bytes::Bytes, Response> {
+    match tokio::time::timeout(patience, axum::body::to_bytes(body, limit)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(_)) => {
             let detail = format!("a request has at most {limit} bytes");
@@ -288,25 +292,41 @@ async fn answer(
         identity,
         ip: peer,
     };
-    if takes == Takes::Events {
-        return sse::answer(inner, asked, server, method, permit);
-    }
-    let outcome = execute::once(&inner, asked, method).await;
-    drop(permit);
-    let Outcome { response, request_error, method_refused } = outcome;
-    let (kind, status) = match takes {
-        _ if method_refused => (RESPONSE_JSON, StatusCode::METHOD_NOT_ALLOWED),
-        Takes::ResponseJson if request_error => (RESPONSE_JSON, StatusCode::BAD_REQUEST),
-        Takes::ResponseJson => (RESPONSE_JSON, StatusCode::OK),
-        _ => (JSON, StatusCode::OK),
+    let ready = match execute::prepare(&inner, asked) {
+        Ok(ready) if method == Method::GET && ready.kind != OperationType::Query => {
+            let error = ApiError::bad_input("only queries may be asked for by GET; use POST");
+            let refusal = Outcome { response: execute::failed(error, ready.request_id), request_error: true };
+            let mut response = told(&refusal, takes, StatusCode::METHOD_NOT_ALLOWED);
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+            return response;
+        }
+        ready => ready,
     };
-    let body = serde_json::to_vec(&response).unwrap_or_default();
-    let mut response =
-        (status, [(header::CONTENT_TYPE, format!("{kind}; charset=utf-8"))], body).into_response();
-    if method_refused {
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+    if takes == Takes::Events {
+        return sse::answer(inner, ready, server, permit);
+    }
+    let outcome = match ready {
+        Ok(ready) => execute::once(&inner, ready).await,
+        Err(response) => Outcome { response, request_error: true },
+    };
+    drop(permit);
+    let away = execute::is_away(&outcome.response);
+    let status = match takes {
+        _ if away => StatusCode::SERVICE_UNAVAILABLE,
+        Takes::ResponseJson if outcome.request_error => StatusCode::BAD_REQUEST,
+        _ => StatusCode::OK,
+    };
+    let mut response = told(&outcome, takes, status);
+    if away {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
+}
+
+fn told(outcome: &Outcome, takes: Takes, status: StatusCode) -> Response {
+    let kind = if takes == Takes::ResponseJson { RESPONSE_JSON } else { JSON };
+    let body = serde_json::to_vec(&outcome.response).unwrap_or_default();
+    (status, [(header::CONTENT_TYPE, format!("{kind}; charset=utf-8"))], body).into_response()
 }
 
 #[cfg(test)]

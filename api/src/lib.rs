@@ -5,7 +5,7 @@
 //! handlers, the guard that reads documents before the parser does, access tokens and the accept
 //! loop. Here never live SQL, decisions or anything that knows Telegram: a resolver parses, calls
 //! one use case or one reader, and maps. To add a field: a method in the file of its noun with a
-//! `guard`, a line in `tests/access.rs`, and `BOTLEDGER_BLESS=1` to renew `schema.graphql`.
+//! `guard`, a line in `tests/api/access.rs`, and `BOTLEDGER_BLESS=1` to renew `schema.graphql`.
 
 mod admin;
 mod attempts;

@@ -33,6 +33,16 @@ pub async fn serve(
     cancel: CancellationToken,
     drain: Duration,
 ) -> std::io::Result<()> {
+    serve_patiently(listener, router, cancel, drain, HEADER_TIMEOUT).await
+}
+
+async fn serve_patiently(
+    listener: TcpListener,
+    router: Router,
+    cancel: CancellationToken,
+    drain: Duration,
+    header_timeout: Duration,
+) -> std::io::Result<()> {
     let server = Server { stopping: cancel.clone(), tasks: TaskTracker::new() };
     loop {
         let (stream, peer) = tokio::select! {
@@ -53,7 +63,7 @@ pub async fn serve(
         let service = service(router.clone(), server.clone(), peer);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
+            .header_read_timeout(header_timeout)
             // Some WebSocket clients look for `Sec-WebSocket-Protocol` as it is written in the RFC.
             .title_case_headers(true)
             .serve_connection(TokioIo::new(stream), service)
@@ -96,4 +106,61 @@ fn service(
         request.extensions_mut().insert(server.clone());
         router.clone().oneshot(request.map(Body::new))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Extension, routing::get};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        sync::Notify,
+    };
+
+    use super::*;
+
+    async fn read_all(mut stream: TcpStream) -> String {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("readable");
+        answer
+    }
+
+    #[tokio::test]
+    async fn headers_that_never_end_are_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (cancel, brief) = (CancellationToken::new(), Duration::from_millis(50));
+        let served = tokio::spawn(serve_patiently(listener, Router::new(), cancel.clone(), brief, brief));
+        let mut stalled = TcpStream::connect(address).await.expect("connects");
+        stalled.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n").await.expect("written");
+        // Ends only when the server hangs up.
+        read_all(stalled).await;
+        cancel.cancel();
+        served.await.expect("no panic").expect("served");
+    }
+
+    #[tokio::test]
+    async fn a_running_request_is_finished_before_the_server_ends() {
+        let (arrived, go_on) = (std::sync::Arc::new(Notify::new()), std::sync::Arc::new(Notify::new()));
+        let slow = async |Extension((arrived, go_on)): Extension<(std::sync::Arc<Notify>, std::sync::Arc<Notify>)>| {
+            arrived.notify_one();
+            go_on.notified().await;
+            "done"
+        };
+        let router = Router::new()
+            .route("/", get(slow))
+            .layer(Extension((std::sync::Arc::clone(&arrived), std::sync::Arc::clone(&go_on))));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let cancel = CancellationToken::new();
+        let served = tokio::spawn(serve(listener, router, cancel.clone(), Duration::from_secs(10)));
+        let mut client = TcpStream::connect(address).await.expect("connects");
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("written");
+        arrived.notified().await;
+        cancel.cancel();
+        go_on.notify_one();
+        let answer = read_all(client).await;
+        assert!(answer.ends_with("done"), "{answer}");
+        served.await.expect("no panic").expect("served");
+    }
 }

@@ -69,16 +69,9 @@ impl ApiError {
         Self { retry_after_ms: Some(1_000), ..Self::new("UNAVAILABLE", message) }
     }
 
+    #[cfg(test)]
     pub(crate) fn message(&self) -> &str {
         &self.message
-    }
-
-    pub(crate) fn code(&self) -> &'static str {
-        self.code
-    }
-
-    pub(crate) fn retry_after_ms(&self) -> Option<u64> {
-        self.retry_after_ms
     }
 
     pub(crate) fn retryable(code: &str) -> bool {

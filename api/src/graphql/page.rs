@@ -1,7 +1,7 @@
 //! Relay connections over positions.
 
 use async_graphql::{
-    OutputType, SimpleObject,
+    OutputType,
     connection::{Connection, CursorType, Edge, EmptyFields},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -113,13 +113,6 @@ impl Paging {
 
 /// A list without further fields.
 pub(crate) type List<N> = Connection<Cursor, N, EmptyFields, EmptyFields>;
-
-/// Some kinds of rows have a number next to them.
-#[derive(SimpleObject)]
-pub(crate) struct Counted {
-    /// How many there are in all.
-    pub(crate) total_count: i64,
-}
 
 #[cfg(test)]
 mod tests {

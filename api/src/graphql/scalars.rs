@@ -14,11 +14,12 @@ fn whole(value: &Value) -> Option<i64> {
     }
 }
 
-/// A place in the ledger, from 1, without gaps; 0 is before the first event. A decimal number as a
-/// string.
+/// `Position` of the schema.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct At(pub(crate) Position);
 
+/// A place in the ledger, from 1, without gaps; 0 is before the first event. A decimal number as a
+/// string.
 #[Scalar(name = "Position")]
 impl ScalarType for At {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -45,10 +46,11 @@ impl From<Position> for At {
     }
 }
 
-/// A whole number of 64 bits as a decimal string.
+/// `BigInt` of the schema.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BigInt(pub(crate) i64);
 
+/// A whole number of 64 bits as a decimal string.
 #[Scalar(name = "BigInt")]
 impl ScalarType for BigInt {
     fn parse(value: Value) -> InputValueResult<Self> {

@@ -5,14 +5,13 @@ use std::time::Instant;
 use async_graphql::{
     PathSegment, Request, Response, ServerError, Value, Variables, parser::types::OperationType,
 };
-use axum::http::Method;
 use futures::{Stream, StreamExt, stream};
 
 use super::Inner;
 use crate::{
     auth::Identity,
     document::{self, Prepared},
-    graphql::{RequestContext, error::ApiError},
+    graphql::{self, RequestContext, error::ApiError},
 };
 
 /// Errors of one answer, at most.
@@ -34,8 +33,6 @@ pub(super) struct Outcome {
     pub(super) response: Response,
     /// Nothing was executed.
     pub(super) request_error: bool,
-    /// A GET asked for more than a query.
-    pub(super) method_refused: bool,
 }
 
 /// A request that may be executed.
@@ -73,30 +70,14 @@ fn check(asked: &Asked) -> Result<Prepared, ApiError> {
 }
 
 /// Executes a query or a mutation.
-pub(super) async fn once(inner: &Inner, asked: Asked, method: &Method) -> Outcome {
-    let ready = match prepare(inner, asked) {
-        Ok(ready) => ready,
-        Err(response) => return Outcome { response, request_error: true, method_refused: false },
-    };
-    if method == Method::GET && ready.kind != OperationType::Query {
-        let error = ApiError::bad_input("only queries may be asked for by GET; use POST");
-        return Outcome {
-            response: failed(error, ready.request_id),
-            request_error: true,
-            method_refused: true,
-        };
-    }
+pub(super) async fn once(inner: &Inner, ready: Ready) -> Outcome {
     if ready.kind == OperationType::Subscription {
         let error = ApiError::bad_input("subscriptions come over a WebSocket or as text/event-stream");
-        return Outcome {
-            response: failed(error, ready.request_id),
-            request_error: true,
-            method_refused: false,
-        };
+        return Outcome { response: failed(error, ready.request_id), request_error: true };
     }
     let response = within(inner, ready).await;
     let request_error = is_request_error(&response);
-    Outcome { response, request_error, method_refused: false }
+    Outcome { response, request_error }
 }
 
 async fn within(inner: &Inner, ready: Ready) -> Response {
@@ -153,24 +134,61 @@ pub(super) fn is_request_error(response: &Response) -> bool {
         && response.errors.iter().all(|error| error.path.is_empty())
 }
 
+/// Nothing could be told because something that the platform stands on is away.
+pub(super) fn is_away(response: &Response) -> bool {
+    let empty = match &response.data {
+        Value::Null => true,
+        Value::Object(fields) => fields.values().all(|field| *field == Value::Null),
+        _ => false,
+    };
+    let away = Value::from("UNAVAILABLE");
+    empty
+        && response.errors.iter().any(|error| {
+            error.extensions.as_ref().and_then(|extensions| extensions.get("code")) == Some(&away)
+        })
+}
+
 /// Every error gets a code, whether trying again helps, and the request's id; few and short ones.
 fn polish(mut response: Response, request_id: uuid::Uuid) -> Response {
     response.errors.truncate(MOST_ERRORS);
     for error in &mut response.errors {
-        shorten(error);
         let extensions = error.extensions.get_or_insert_default();
         let code = match extensions.get("code") {
             Some(Value::String(code)) => code.clone(),
             // What the library finds wrong is wrong with the document.
             _ => {
                 extensions.set("code", "BAD_INPUT");
+                error.message = discreet(&error.message);
                 "BAD_INPUT".to_owned()
             }
         };
         extensions.set("retryable", ApiError::retryable(&code));
         extensions.set("requestId", request_id.as_hyphenated().to_string());
+        shorten(error);
     }
     response
+}
+
+/// What the library says, without the client's own words: names that are not in the schema and
+/// values, which may be secrets, go.
+fn discreet(message: &str) -> String {
+    let message = message.split_once(", found ").map_or(message, |(before, _)| before);
+    // The one place where the library does not quote a name.
+    if message.starts_with("Variable ") && message.ends_with(" is not defined.") {
+        return "Variable is not defined.".to_owned();
+    }
+    let names = graphql::names();
+    let mut told = String::with_capacity(message.len());
+    for (index, part) in message.split('"').enumerate() {
+        let quoted = index % 2 == 1;
+        let words = || part.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+        let known = !quoted || words().all(|word| names.contains(word) || word.bytes().all(|b| b.is_ascii_digit()));
+        if index > 0 {
+            told.push('"');
+        }
+        told.push_str(if known { part } else { "…" });
+    }
+    told
 }
 
 fn shorten(error: &mut ServerError) {

@@ -4,7 +4,6 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    http::Method,
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
@@ -15,9 +14,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Inner,
-    execute::{self, Asked},
+    execute::{self, Ready},
 };
-use crate::{graphql::error::ApiError, serve::Server};
+use crate::serve::Server;
 
 /// A comment is sent this often, so that nobody in between takes the silence for the end.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -29,21 +28,11 @@ fn next(response: &async_graphql::Response) -> Event {
 
 pub(super) fn answer(
     inner: Arc<Inner>,
-    asked: Asked,
+    ready: Result<Ready, async_graphql::Response>,
     server: Option<Server>,
-    method: &Method,
     permit: OwnedSemaphorePermit,
 ) -> Response {
-    let id = inner.services.app.core.ids.next();
-    let responses = match execute::prepare(&inner, asked) {
-        Ok(ready)
-            if method == Method::GET
-                && ready.kind == async_graphql::parser::types::OperationType::Mutation =>
-        {
-            let error =
-                ApiError::bad_input("only queries and subscriptions may be asked for by GET; use POST");
-            stream::iter([execute::failed(error, id)]).boxed()
-        }
+    let responses = match ready {
         Ok(ready) => execute::stream(inner, ready).boxed(),
         Err(response) => stream::iter([response]).boxed(),
     };

@@ -168,7 +168,8 @@ impl Socket {
         let mut acknowledged = false;
         let mut operations: HashMap<String, AbortHandle> = HashMap::new();
         let mut running: JoinSet<String> = JoinSet::new();
-        let init_until = tokio::time::Instant::now() + INIT_PATIENCE;
+        let patience = INIT_PATIENCE.min(self.inner.services.config.request_timeout);
+        let init_until = tokio::time::Instant::now() + patience;
         let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
         loop {
             let message = tokio::select! {

@@ -1,0 +1,267 @@
+//! Who may ask for what: the schema is walked, so that no field can be added without a decision.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use botledger_domain::operator::{
+    Permission::{self, *},
+    Role,
+};
+use reqwest::header;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::{
+    http::INTROSPECTION,
+    support::{Platform, code_of},
+};
+
+/// Root fields that anybody may ask for: how else to get in.
+const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
+
+/// What every other root field needs.
+const NEEDS: [(&str, Permission); 45] = [
+    ("bot", ReadOperations),
+    ("bots", ReadOperations),
+    ("botRegister", ManageBots),
+    ("botRotateToken", ManageBots),
+    ("botConfigure", ManageBots),
+    ("botStart", ManageBots),
+    ("botStop", ManageBots),
+    ("botArchive", ManageBots),
+    ("conversation", ReadOperations),
+    ("conversations", ReadOperations),
+    ("conversationOpenSession", Moderate),
+    ("conversationSwitchSession", Moderate),
+    ("conversationRenameSession", Moderate),
+    ("conversationClearContext", Moderate),
+    ("event", ReadLedger),
+    ("events", ReadLedger),
+    ("eventRecorded", ReadLedger),
+    ("node", ReadOperations),
+    ("nodes", ReadOperations),
+    ("me", ReadSelf),
+    ("operator", ReadLedger),
+    ("operators", ReadLedger),
+    ("operatorInvite", ManageOperators),
+    ("operatorChangeRole", ManageOperators),
+    ("operatorDisable", ManageOperators),
+    ("operatorEnable", ManageOperators),
+    ("person", ReadOperations),
+    ("people", ReadOperations),
+    ("personChooseLanguage", Moderate),
+    ("platform", ReadSelf),
+    ("projections", ReadOperations),
+    ("projectionDecide", ManageBots),
+    ("quota", ReadOperations),
+    ("quotas", ReadOperations),
+    ("quotaAssignPlan", ManageQuotas),
+    ("quotaGrantOverride", ManageQuotas),
+    ("standing", ReadOperations),
+    ("standings", ReadOperations),
+    ("standingBlock", Moderate),
+    ("standingUnblock", Moderate),
+    ("turn", ReadOperations),
+    ("turns", ReadOperations),
+    ("turnFail", ManageBots),
+    ("turnChanged", ReadOperations),
+    ("usage", ReadUsage),
+];
+
+/// Fields below the root that need more than their parent.
+const PERSONAL: [(&str, &str); 5] =
+    [("Person", "profile"), ("Turn", "prompt"), ("Turn", "reply"), ("Conversation", "exchanges"), ("ChatSession", "title")];
+
+const ROLES: [Role; 6] = [Role::Owner, Role::Admin, Role::Moderator, Role::Auditor, Role::Analyst, Role::Member];
+
+/// The schema as introspection shows it.
+struct Schema {
+    types: BTreeMap<String, Value>,
+}
+
+impl Schema {
+    fn read(data: &Value) -> Self {
+        let types = data["__schema"]["types"].as_array().unwrap();
+        Self { types: types.iter().map(|one| (one["name"].as_str().unwrap().to_owned(), one.clone())).collect() }
+    }
+
+    fn fields(&self, name: &str) -> &[Value] {
+        self.types[name]["fields"].as_array().unwrap()
+    }
+
+    /// A value that has the shape of a type.
+    fn value(&self, kind: &Value) -> String {
+        match (kind["kind"].as_str().unwrap(), kind["name"].as_str()) {
+            ("NON_NULL", _) => self.value(&kind["ofType"]),
+            ("LIST", _) => format!("[{}]", self.value(&kind["ofType"])),
+            ("ENUM", Some(name)) => self.types[name]["enumValues"][0]["name"].as_str().unwrap().to_owned(),
+            ("INPUT_OBJECT", Some(name)) => {
+                let fields = self.types[name]["inputFields"].as_array().unwrap();
+                let required = fields.iter().filter(|field| field["type"]["kind"] == "NON_NULL");
+                let given: Vec<String> = required
+                    .map(|field| format!("{}: {}", field["name"].as_str().unwrap(), self.value(&field["type"])))
+                    .collect();
+                format!("{{{}}}", given.join(", "))
+            }
+            (_, Some("DateTime")) => "\"2026-11-24T10:00:00Z\"".to_owned(),
+            (_, Some("ID")) => "\"bot:01900000-0000-7000-8000-000000000000\"".to_owned(),
+            (_, Some("Int")) => "1".to_owned(),
+            (_, Some("Boolean")) => "true".to_owned(),
+            _ => "\"1\"".to_owned(),
+        }
+    }
+
+    /// A document that asks for one root field with what it needs.
+    fn document(&self, operation: &str, field: &Value) -> String {
+        let arguments = field["args"].as_array().unwrap();
+        let required = arguments.iter().filter(|argument| argument["type"]["kind"] == "NON_NULL");
+        let given: Vec<String> = required
+            .map(|argument| format!("{}: {}", argument["name"].as_str().unwrap(), self.value(&argument["type"])))
+            .collect();
+        let arguments = if given.is_empty() { String::new() } else { format!("({})", given.join(", ")) };
+        format!("{operation} {{ {}{arguments} {{ __typename }} }}", field["name"].as_str().unwrap())
+    }
+}
+
+async fn schema(platform: &Platform, token: &str) -> Schema {
+    Schema::read(&platform.data(token, INTROSPECTION, json!({})).await)
+}
+
+/// The first answer, over whatever transport the operation has.
+async fn first(platform: &Platform, token: Option<&str>, operation: &str, document: &str) -> Value {
+    if operation != "subscription" {
+        return platform.post(token, document, json!({})).await.json();
+    }
+    let answer = platform
+        .request(|http, url| {
+            let request = http.post(url).header(header::ACCEPT, "text/event-stream");
+            let request = request.json(&json!({"query": document}));
+            match token {
+                Some(token) => request.bearer_auth(token),
+                None => request,
+            }
+        })
+        .await;
+    let data = answer.text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+    serde_json::from_str(data).unwrap()
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn every_root_field_is_public_by_decision_or_asks_for_a_permission(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let schema = schema(&platform, &tenant.token).await;
+    let needs: BTreeMap<&str, Permission> = NEEDS.into_iter().collect();
+    let tokens: Vec<(Role, String)> = {
+        let mut tokens = Vec::new();
+        for role in ROLES {
+            tokens.push((role, platform.token_as(&tenant, role).await));
+        }
+        tokens
+    };
+    let mut seen = BTreeSet::new();
+    for (root, operation) in [("Query", "query"), ("Mutation", "mutation"), ("Subscription", "subscription")] {
+        for field in schema.fields(root) {
+            let name = field["name"].as_str().unwrap();
+            seen.insert(name.to_owned());
+            let document = schema.document(operation, field);
+            if PUBLIC.contains(&name) {
+                let answer = first(&platform, None, operation, &document).await;
+                assert!(answer.get("errors").is_none(), "{document}: {answer}");
+                continue;
+            }
+            let permission = *needs.get(name).unwrap_or_else(|| panic!("nobody decided who may ask for {name}"));
+            let stranger = first(&platform, None, operation, &document).await;
+            assert_eq!(code_of(&stranger), "UNAUTHENTICATED", "{document}");
+            assert!(stranger["data"].is_null() || stranger["data"][name].is_null(), "{stranger}");
+            for (role, token) in &tokens {
+                if !role.may(permission) {
+                    let refused = first(&platform, Some(token), operation, &document).await;
+                    assert_eq!(code_of(&refused), "FORBIDDEN", "{role:?}: {document}");
+                    assert!(refused["data"].is_null() || refused["data"][name].is_null(), "{refused}");
+                } else if operation != "subscription" {
+                    let answer = first(&platform, Some(token), operation, &document).await;
+                    let code = answer["errors"][0]["extensions"]["code"].as_str();
+                    assert!(!matches!(code, Some("FORBIDDEN" | "UNAUTHENTICATED")), "{role:?}: {document}: {answer}");
+                }
+            }
+        }
+    }
+    let decided: BTreeSet<String> = PUBLIC.into_iter().chain(needs.into_keys()).map(str::to_owned).collect();
+    assert_eq!(seen, decided, "the lists above name fields that are gone");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn personal_text_is_for_those_who_talk_to_people(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let bot = platform.bot(&tenant, 1).await;
+    let turn = platform.talk(bot, 10, 77, "a private matter").await;
+    platform.settle().await;
+    let id = format!("turn:{turn}");
+    let query = "query q($id: ID!) {
+        turn(id: $id) { id prompt reply person { id profile { firstName telegramId username } } }
+        conversations { edges { node { exchanges { edges { node { prompt reply } } } sessions { title } } } } }";
+    for role in [Role::Owner, Role::Admin, Role::Moderator] {
+        let token = platform.token_as(&tenant, role).await;
+        let data = platform.data(&token, query, json!({"id": id})).await;
+        assert_eq!(data["turn"]["prompt"], "a private matter");
+        assert_eq!(data["turn"]["reply"], "You said something.");
+        assert_eq!(data["turn"]["person"]["profile"], json!({"firstName": "Ada", "telegramId": "77", "username": "ada_77"}));
+        let exchange = &data["conversations"]["edges"][0]["node"]["exchanges"]["edges"][0]["node"];
+        assert_eq!(exchange, &json!({"prompt": "a private matter", "reply": "You said something."}));
+    }
+    let token = platform.token_as(&tenant, Role::Auditor).await;
+    for (parent, field) in PERSONAL {
+        let query = match (parent, field) {
+            ("Person", _) => "query q($id: ID!) { turn(id: $id) { person { profile { firstName } } } }".to_owned(),
+            ("Turn", _) => format!("query q($id: ID!) {{ turn(id: $id) {{ {field} }} }}"),
+            ("Conversation", _) => "{ conversations { edges { node { exchanges { edges { cursor } } } } } }".to_owned(),
+            _ => "{ conversations { edges { node { sessions { title } } } } }".to_owned(),
+        };
+        let answer = platform.post(Some(&token), &query, json!({"id": id})).await;
+        assert_eq!(answer.code(), "FORBIDDEN", "{parent}.{field}");
+        assert!(!answer.text.contains("Ada") && !answer.text.contains("private"), "{}", answer.text);
+    }
+    // What the auditor may see does not give it away either.
+    let open = platform
+        .data(
+            &token,
+            "{ turns { edges { node { id phase person { id language messages } } } }
+               events(first: 200) { edges { node { payload actor correlationId } } }
+               people { edges { node { id } } } }",
+            json!({}),
+        )
+        .await;
+    let text = open.to_string();
+    assert!(!text.contains("private matter") && !text.contains("ada_77") && !text.contains("You said"), "{text}");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_refused_admin_call_is_noted(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let token = platform.token_as(&tenant, Role::Analyst).await;
+    let invite = "mutation { operatorInvite(input: {login: \"mallory\", role: OWNER}) { link } }";
+    assert_eq!(platform.refusal(Some(&token), invite, json!({})).await, "FORBIDDEN");
+    let noted: i64 = sqlx::query_scalar("SELECT count(*) FROM audit_log WHERE outcome = 'forbidden'")
+        .fetch_one(&platform.pool)
+        .await
+        .unwrap();
+    assert_eq!(noted, 1);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_bad_token_is_refused_and_never_taken_for_none(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let expired = platform.token_until(tenant.owner, -1);
+    let unknown = platform.token(botledger_domain::OperatorId(uuid::Uuid::now_v7()));
+    for token in ["", "x", "a.b.c", &expired, &unknown, &tenant.token[..tenant.token.len() - 2]] {
+        let answer = platform.post(Some(token), "{ __typename }", json!({})).await;
+        assert_eq!((answer.status.as_u16(), answer.header("www-authenticate")), (401, "Bearer"), "{token}");
+    }
+    let basic = platform
+        .request(|http, url| http.post(url).basic_auth("owner", Some("x")).json(&json!({"query": "{ __typename }"})))
+        .await;
+    assert_eq!(basic.status, 401);
+}

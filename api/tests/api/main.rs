@@ -1,0 +1,16 @@
+//! The API as clients meet it: over real HTTP, against the real schema and a database of its own for
+//! every test.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
+
+mod access;
+mod http;
+mod mutations;
+mod past;
+mod queries;
+mod schema;
+mod sessions;
+mod sockets;
+mod subscriptions;
+mod support;
+mod tenants;
