@@ -6,8 +6,8 @@ use redis::aio::ConnectionManager;
 use sqlx::PgPool;
 
 use crate::{
-    Audit, Bots, Gate, GateDefaults, Histories, KeyRing, Operators, Quotas, RateLimiter, Sessions, SharedIds, Standings,
-    Subjects, TelegramProbe, Turns, Vault, Workspaces,
+    Audit, Bots, Gate, GateDefaults, Histories, KeyRing, Operators, Quotas, RateLimiter, Sessions, SharedIds,
+    Standings, Subjects, TelegramProbe, Turns, Vault, Workspaces,
 };
 
 /// What every use case stands on.

@@ -134,8 +134,12 @@ impl Credentials {
         hash.await.map_err(SessionError::unavailable)?.map_err(SessionError::unavailable)
     }
 
-    /// The operator behind a login, if the password is right.
-    pub(crate) async fn verify(&self, login: &str, password: &str) -> Result<OperatorId, SessionError> {
+    /// The operator behind a login, if the password is right. Without a login it takes as long.
+    pub(crate) async fn verify(
+        &self,
+        login: Option<&str>,
+        password: &str,
+    ) -> Result<OperatorId, SessionError> {
         let row =
             sqlx::query!("SELECT operator_id, password_hash FROM operator_logins WHERE login = $1", login)
                 .fetch_optional(&self.pool)
@@ -145,7 +149,7 @@ impl Credentials {
             None => (None, None),
         };
         let hash = hash.unwrap_or_else(|| NOBODYS_HASH.to_owned());
-        let password = Zeroizing::new(password.chars().take(200).collect::<String>());
+        let password = Zeroizing::new(password.chars().take(201).collect::<String>());
         let _permit = self.hashing.acquire().await.map_err(SessionError::unavailable)?;
         let right = tokio::task::spawn_blocking(move || {
             PasswordHash::new(&hash)
@@ -154,17 +158,6 @@ impl Credentials {
         .await
         .map_err(SessionError::unavailable)?;
         operator.filter(|_| right).ok_or(SessionError::BadCredentials)
-    }
-
-    pub(crate) async fn set_password(&self, operator: OperatorId, hash: &str) -> Result<(), SessionError> {
-        sqlx::query!(
-            "UPDATE operator_logins SET password_hash = $2 WHERE operator_id = $1",
-            operator.uuid(),
-            hash
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
     }
 
     pub(crate) async fn new_link(
@@ -185,21 +178,48 @@ impl Credentials {
         Ok(secret)
     }
 
-    /// Uses a link up; whose it is.
-    pub(crate) async fn use_link(
+    /// Whose a link is, while it works.
+    pub(crate) async fn find_link(
         &self,
         secret: &str,
         now: DateTime<Utc>,
     ) -> Result<OperatorId, SessionError> {
-        let row = sqlx::query!(
-            "UPDATE one_time_links SET used_at = $2
-             WHERE secret_hash = $1 AND used_at IS NULL AND expires_at > $2 RETURNING operator_id",
+        let operator = sqlx::query_scalar!(
+            "SELECT operator_id FROM one_time_links
+             WHERE secret_hash = $1 AND used_at IS NULL AND expires_at > $2",
             digest(secret),
             now,
         )
         .fetch_optional(&self.pool)
         .await?;
-        row.map(|row| OperatorId(row.operator_id)).ok_or(SessionError::BadLink)
+        operator.map(OperatorId).ok_or(SessionError::BadLink)
+    }
+
+    /// Uses a link up and sets the password, both or neither. All links of the operator end with it:
+    /// an older one that lies around somewhere must not set another password.
+    pub(crate) async fn use_link(
+        &self,
+        secret: &str,
+        password_hash: &str,
+        now: DateTime<Utc>,
+    ) -> Result<(), SessionError> {
+        let used = sqlx::query!(
+            "WITH used AS (
+                 UPDATE one_time_links SET used_at = $2
+                 WHERE used_at IS NULL AND operator_id = (
+                     SELECT operator_id FROM one_time_links
+                     WHERE secret_hash = $1 AND used_at IS NULL AND expires_at > $2
+                 )
+                 RETURNING operator_id
+             )
+             UPDATE operator_logins SET password_hash = $3 WHERE operator_id IN (SELECT operator_id FROM used)",
+            digest(secret),
+            now,
+            password_hash,
+        )
+        .execute(&self.pool)
+        .await?;
+        if used.rows_affected() == 1 { Ok(()) } else { Err(SessionError::BadLink) }
     }
 
     pub(crate) async fn new_refresh_token(
@@ -282,5 +302,21 @@ impl Credentials {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_login_costs_the_same_hashing_as_a_known_one() {
+        let nobody = PasswordHash::new(NOBODYS_HASH).expect("a PHC string");
+        let known = Argon2::default().hash_password(b"correct horse battery").expect("hashes");
+        assert_eq!((nobody.algorithm, nobody.version), (known.algorithm, known.version));
+        assert_eq!(nobody.params.to_string(), known.params.to_string());
+        let length = |hash: &PasswordHash| hash.hash.map(|output| output.as_ref().len());
+        assert_eq!(length(&nobody), length(&known));
+        assert!(Argon2::default().verify_password(b"", &nobody).is_err());
     }
 }

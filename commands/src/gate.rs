@@ -146,7 +146,11 @@ impl Gate {
     }
 
     /// Standing and rate limits, in that order.
-    async fn screen(&self, message: &Message, settings: &BotSettings) -> Result<Option<RefusalReason>, GateError> {
+    async fn screen(
+        &self,
+        message: &Message,
+        settings: &BotSettings,
+    ) -> Result<Option<RefusalReason>, GateError> {
         let standing = standing_stream(message.bot, message.subject).to_string();
         let standing = self.core.journal.load::<Standing>(&standing).await?;
         if let Some(block) = standing.state.blocked_at(self.core.clock.now()) {
@@ -154,10 +158,9 @@ impl Gate {
         }
         let limits = settings.rate_limits.unwrap_or(self.defaults.rate_limits);
         let taken = self.limiter.take(message.bot, message.subject, message.conversation, limits).await;
-        Ok(taken.err().map(|full| RefusalReason::RateLimited {
-            scope: full.scope.to_owned(),
-            retry_at: full.retry_at,
-        }))
+        Ok(taken
+            .err()
+            .map(|full| RefusalReason::RateLimited { scope: full.scope.to_owned(), retry_at: full.retry_at }))
     }
 
     /// Screens a received turn that asks no model (a command, a button, a photo): refuses it when the
@@ -281,7 +284,8 @@ impl Gate {
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
         let prompt = self.prompt_of(&message).await?;
         let (session, epoch) = (admission.session, admission.context_epoch);
-        let window = admission.reserved_tokens;
+        // The hold was made for what fitted, without the overhead that fitting adds on top.
+        let window = admission.reserved_tokens + FIT_OVERHEAD;
         match self.ask(&message, &bot.settings, session, epoch, &prompt, window).await? {
             Asked::Fits { mut request, dropped_exchanges, .. } => {
                 request.model = admission.model.as_str().to_owned();

@@ -80,7 +80,8 @@ impl Histories {
             scanned += exchanges.len();
             for exchange in exchanges {
                 let Some(said) = self.open(exchange).await? else { continue };
-                let text = format!("{}\n{}", said.prompt.as_deref().unwrap_or_default(), said.reply).to_lowercase();
+                let text =
+                    format!("{}\n{}", said.prompt.as_deref().unwrap_or_default(), said.reply).to_lowercase();
                 if words.iter().all(|word| text.contains(word)) {
                     found.push(said);
                 }

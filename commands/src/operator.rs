@@ -4,6 +4,7 @@ use botledger_domain::{
     OperatorId, PlanName, Reason, WorkspaceId,
     operator::{Login, Operator, OperatorCommand, OperatorError, OperatorStatus, Permission, Role},
     quota::PlanTerms,
+    workspace::WorkspaceError,
 };
 
 use crate::{
@@ -49,21 +50,18 @@ impl Operators {
         if active > 0 {
             return Ok(None);
         }
+        // Every step may have been taken before, by a process that died or by one that runs now: the
+        // claimed login says which workspace and account are meant, and both are made only once.
         let login = Login::parse("owner")?;
-        let known = sqlx::query!("SELECT operator_id FROM operator_logins WHERE login = $1", login.as_str())
-            .fetch_optional(self.credentials.pool())
-            .await?;
-        let operator = match known {
-            Some(row) => OperatorId(row.operator_id),
-            None => {
-                let workspace = WorkspaceId(self.core.ids.next());
-                self.workspaces
-                    .create(caller, workspace, workspace_name.to_owned(), plan, terms)
-                    .await
-                    .map_err(CommandError::unavailable)?;
-                self.create(caller, workspace, login, Role::Owner).await?.0
-            }
-        };
+        let (operator, workspace) = self.claim(&login, WorkspaceId(self.core.ids.next())).await?;
+        match self.workspaces.create(caller, workspace, workspace_name.to_owned(), plan, terms).await {
+            Ok(_) | Err(CommandError::Refused(WorkspaceError::AlreadyCreated)) => {}
+            Err(error) => return Err(CommandError::unavailable(error)),
+        }
+        match self.invite_into(caller, operator, workspace, login, Role::Owner).await {
+            Ok(_) | Err(CommandError::Refused(OperatorError::AlreadyInvited)) => {}
+            Err(error) => return Err(error),
+        }
         self.link(operator).await.map(Some)
     }
 
@@ -82,36 +80,60 @@ impl Operators {
         if !caller.sees(Some(workspace)) {
             return Err(CommandError::NotFound { what: "workspace" });
         }
-        let (operator, done) = self.create(caller, workspace, login, role).await?;
+        let taken = CommandError::Invalid {
+            code: "OPERATOR_LOGIN_TAKEN",
+            message: format!("the login {} is taken; choose another", login.as_str()),
+        };
+        let (operator, owner) = self.claim(&login, workspace).await?;
+        if owner != workspace {
+            return Err(taken);
+        }
+        let done = match self.invite_into(caller, operator, workspace, login, role).await {
+            Err(CommandError::Refused(OperatorError::AlreadyInvited)) => return Err(taken),
+            done => done?,
+        };
+        // A repeated request finds its account here. Once there is a password, a link would be a way
+        // to replace it.
+        if done.after.state.status != OperatorStatus::Invited {
+            return Err(taken);
+        }
         Ok((operator, done, self.link(operator).await?))
     }
 
-    async fn create(
+    /// Claims a login before its account is made: of two invitations with one name both come to the
+    /// same account, and the ledger lets one of them make it. Gives account and workspace of the login.
+    async fn claim(
         &self,
-        caller: &Caller,
+        login: &Login,
         workspace: WorkspaceId,
-        login: Login,
-        role: Role,
-    ) -> Result<(OperatorId, Executed<Operator>), CommandError<OperatorError>> {
-        let operator = OperatorId(self.core.ids.next());
-        // The login is claimed first: of two invitations with one name, one finds it taken.
-        let claimed = sqlx::query!(
+    ) -> Result<(OperatorId, WorkspaceId), CommandError<OperatorError>> {
+        sqlx::query!(
             "INSERT INTO operator_logins (login, operator_id, workspace) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
             login.as_str(),
-            operator.uuid(),
+            self.core.ids.next(),
             workspace.uuid(),
         )
         .execute(self.credentials.pool())
         .await?;
-        if claimed.rows_affected() == 0 {
-            return Err(CommandError::Invalid {
-                code: "OPERATOR_LOGIN_TAKEN",
-                message: format!("the login {} is taken; choose another", login.as_str()),
-            });
-        }
+        let claimed = sqlx::query!(
+            "SELECT operator_id, workspace FROM operator_logins WHERE login = $1",
+            login.as_str()
+        )
+        .fetch_one(self.credentials.pool())
+        .await?;
+        Ok((OperatorId(claimed.operator_id), WorkspaceId(claimed.workspace)))
+    }
+
+    async fn invite_into(
+        &self,
+        caller: &Caller,
+        operator: OperatorId,
+        workspace: WorkspaceId,
+        login: Login,
+        role: Role,
+    ) -> Outcome {
         let command = OperatorCommand::Invite { workspace, login, role, by: caller.operator_id() };
-        let done = execute(&self.core, caller, &operator.to_string(), command, |_| Ok(())).await?;
-        Ok((operator, done))
+        execute(&self.core, caller, &operator.to_string(), command, |_| Ok(())).await
     }
 
     async fn link(&self, operator: OperatorId) -> Result<OneTimeSecret, CommandError<OperatorError>> {
@@ -130,7 +152,8 @@ impl Operators {
     ) -> Result<Session, SessionError> {
         // Hashing first: a weak password must not use the link up.
         let hash = self.credentials.hash(password).await?;
-        let operator = self.credentials.use_link(secret, self.core.clock.now()).await?;
+        // Used up last: whatever fails before leaves a link that can be tried again.
+        let operator = self.credentials.find_link(secret, self.core.clock.now()).await?;
         let caller = Caller {
             actor: botledger_domain::Actor::Operator(operator.uuid()),
             ..Caller::system("graphql", self.core.ids.next())
@@ -147,7 +170,7 @@ impl Operators {
             CommandError::Refused(_) => SessionError::BadLink,
             other => SessionError::unavailable(other),
         })?;
-        self.credentials.set_password(operator, &hash).await?;
+        self.credentials.use_link(secret, &hash, self.core.clock.now()).await?;
         self.note(Some(operator), "session.activate", "ok", ip).await;
         self.open_session(operator, self.core.ids.next()).await
     }
@@ -162,8 +185,9 @@ impl Operators {
         password: &str,
         ip: Option<String>,
     ) -> Result<Session, SessionError> {
-        let login = login.trim().to_ascii_lowercase();
-        let session = match self.credentials.verify(&login, password).await {
+        // What cannot be a login is an unknown one.
+        let login = Login::parse(login).ok();
+        let session = match self.credentials.verify(login.as_ref().map(Login::as_str), password).await {
             Ok(operator) => match self.open_session(operator, self.core.ids.next()).await {
                 Err(SessionError::BadRefreshToken) => Err(SessionError::BadCredentials),
                 other => other,

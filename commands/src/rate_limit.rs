@@ -19,21 +19,25 @@ use moka::sync::Cache;
 use redis::{Script, aio::ConnectionManager};
 
 /// KEYS: one a scope. ARGV: emission interval and burst of each, microseconds and count.
-/// Returns 0, or the number of the scope that refuses and the microseconds to wait.
+/// Returns 0, or the number of the scope that refuses longest and the microseconds to wait.
 static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
         local time = redis.call('TIME')
         local now = time[1] * 1000000 + time[2]
         local full = {}
+        local refuses, longest = 0, 0
         for i = 1, #KEYS do
             local interval, burst = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
             local at = math.max(tonumber(redis.call('GET', KEYS[i]) or 0), now) + interval
             local wait = at - now - interval * burst
-            if wait > 0 then
-                return { i, wait }
+            if wait > longest then
+                refuses, longest = i, wait
             end
             full[i] = at
+        end
+        if refuses > 0 then
+            return { refuses, longest }
         end
         for i = 1, #KEYS do
             redis.call('SET', KEYS[i], string.format('%.0f', full[i]), 'PX', math.ceil((full[i] - now) / 1000) + 1000)
@@ -43,7 +47,7 @@ static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Which bucket is empty, and until when.
+/// Which bucket is empty, and until when; of several the one that stays empty longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateRefusal {
     /// `user`, `chat` or `bot`.
@@ -131,13 +135,17 @@ impl RateLimiter {
         let _one_at_a_time = self.deciding.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = self.clock.now().timestamp_micros();
         let mut full = [0i64; 3];
+        let mut refusal = (0, 0);
         for (i, (key, limit)) in keys.iter().zip(limits).enumerate() {
             let interval = interval(limit);
             full[i] = self.local.get(key).unwrap_or(0).max(now) + interval;
             let wait = full[i] - now - interval * i64::from(limit.burst.max(1));
-            if wait > 0 {
-                return (i64::try_from(i + 1).unwrap_or(1), wait);
+            if wait > refusal.1 {
+                refusal = (i64::try_from(i + 1).unwrap_or(1), wait);
             }
+        }
+        if refusal.0 > 0 {
+            return refusal;
         }
         for (key, at) in keys.iter().zip(full) {
             self.local.insert(key.clone(), at);

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use botledger_domain::{
     BotId, ConversationId, KeyPurpose, SubjectId,
     chat_session::{ChatSession, ChatSessionCommand, ChatSessionError},
+    operator::Permission,
 };
 use botledger_journal::Loaded;
 
@@ -38,7 +39,7 @@ impl Sessions {
     /// Opens a fresh session and makes it current.
     ///
     /// # Errors
-    /// When there are too many, or the ledger cannot be used.
+    /// Without the permission; when there are too many, or the ledger cannot be used.
     pub async fn open(
         &self,
         caller: &Caller,
@@ -52,7 +53,7 @@ impl Sessions {
     /// Goes back to an earlier session.
     ///
     /// # Errors
-    /// When there is none of that number.
+    /// Without the permission; when there is none of that number.
     pub async fn switch(&self, caller: &Caller, conversation: ConversationId, session: u32) -> Outcome {
         self.run(caller, conversation, ChatSessionCommand::Switch { session }).await
     }
@@ -60,7 +61,7 @@ impl Sessions {
     /// Names a session; the title is the person's and sealed.
     ///
     /// # Errors
-    /// When there is none of that number.
+    /// Without the permission; when there is none of that number.
     pub async fn rename(
         &self,
         caller: &Caller,
@@ -69,6 +70,7 @@ impl Sessions {
         session: u32,
         title: &str,
     ) -> Outcome {
+        caller.require(Permission::Moderate)?;
         let title = self.core.vault.seal(subject.uuid(), KeyPurpose::Profile, title.as_bytes()).await?;
         self.run(caller, conversation, ChatSessionCommand::Rename { session, title }).await
     }
@@ -76,7 +78,7 @@ impl Sessions {
     /// Forgets the context of the current session; the history stays.
     ///
     /// # Errors
-    /// When the ledger cannot be used.
+    /// Without the permission; when the ledger cannot be used.
     pub async fn clear_context(&self, caller: &Caller, conversation: ConversationId) -> Outcome {
         self.run(caller, conversation, ChatSessionCommand::ClearContext).await
     }
@@ -87,6 +89,7 @@ impl Sessions {
         conversation: ConversationId,
         command: ChatSessionCommand,
     ) -> Outcome {
+        caller.require(Permission::Moderate)?;
         execute(&self.core, caller, &conversation.to_string(), command, |_| Ok(())).await
     }
 }

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use botledger_domain::{
     BotId, KeyPurpose, Language, SubjectId, WorkspaceId,
+    operator::Permission,
     subject::{Subject, SubjectCommand, SubjectError},
 };
 use serde::{Deserialize, Serialize};
@@ -82,15 +83,22 @@ impl Subjects {
     /// The person picks a language.
     ///
     /// # Errors
-    /// When the person is not known or the ledger cannot be used.
+    /// Without the permission; when the person is not known or the ledger cannot be used.
     pub async fn choose_language(
         &self,
         caller: &Caller,
         subject: SubjectId,
         language: Language,
     ) -> Result<Executed<Subject>, CommandError<SubjectError>> {
+        caller.require(Permission::Moderate)?;
         let command = SubjectCommand::ChooseLanguage { language };
-        execute(&self.core, caller, &subject.to_string(), command, |_| Ok(())).await
+        execute(&self.core, caller, &subject.to_string(), command, |state: &Subject| {
+            if state.workspace.is_some() && !caller.sees(state.workspace) {
+                return Err(CommandError::NotFound { what: "person" });
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Opens the sealed profile; absent when the person is unknown or was erased.

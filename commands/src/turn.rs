@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use botledger_domain::{
-    BodyId, BotId, ConversationId, Decide, SubjectId, TurnId, WorkspaceId,
+    BodyId, BotId, ConversationId, SubjectId, TurnId, WorkspaceId,
     bot::Bot,
-    quota::{Quota, QuotaCommand, ReleaseCause},
+    quota::{Quota, QuotaCommand, QuotaError, ReleaseCause},
     quota_stream,
     turn::{Ask, ChatKind, Lane, Message, ReplySource, Turn, TurnCommand, TurnError, TurnPhase},
 };
@@ -279,7 +279,13 @@ impl Turns {
             set.decide(&mut loaded, TurnCommand::Answer { source: source.clone(), body, latency_ms }, now)
                 .map_err(CommandError::Refused)?;
             set.body(row);
-            self.end_hold(&mut set, &loaded.state, settle, now).await?;
+            if !self.end_hold(&mut set, &loaded.state, settle, now).await? {
+                if attempt == ATTEMPTS {
+                    return Err(CommandError::Conflict);
+                }
+                attempt += 1;
+                continue;
+            }
             match self.core.journal.append(set).await {
                 Ok(receipt) => return Ok(StepOutcome::Done(receipt)),
                 Err(AppendError::Conflict { .. }) if attempt < ATTEMPTS => attempt += 1,
@@ -306,7 +312,13 @@ impl Turns {
             let command = TurnCommand::Fail { code: failure.code.clone(), detail: failure.detail.clone() };
             set.decide(&mut loaded, command, now).map_err(CommandError::Refused)?;
             let end = admitted.then_some(HoldEnd::Release(ReleaseCause::Failed));
-            self.end_hold(&mut set, &loaded.state, end, now).await?;
+            if !self.end_hold(&mut set, &loaded.state, end, now).await? {
+                if attempt == ATTEMPTS {
+                    return Err(CommandError::Conflict);
+                }
+                attempt += 1;
+                continue;
+            }
             match self.core.journal.append(set).await {
                 Ok(receipt) => return Ok(StepOutcome::Done(receipt)),
                 Err(AppendError::Conflict { .. }) if attempt < ATTEMPTS => attempt += 1,
@@ -386,15 +398,17 @@ impl Turns {
         set
     }
 
+    /// False when the hold is gone: somebody else ended the turn after it was loaded here, and a look
+    /// at it shows so.
     async fn end_hold(
         &self,
         set: &mut AppendSet,
         turn: &Turn,
         end: Option<HoldEnd>,
         now: DateTime<Utc>,
-    ) -> Result<(), CommandError<TurnError>> {
+    ) -> Result<bool, CommandError<TurnError>> {
         let (Some(end), Some(admission), Some(message)) = (end, &turn.admission, &turn.message) else {
-            return Ok(());
+            return Ok(true);
         };
         let stream = quota_stream(message.workspace, message.subject).to_string();
         let mut quota = self.core.journal.load::<Quota>(&stream).await?;
@@ -403,9 +417,11 @@ impl Turns {
             HoldEnd::Settle { actual, estimated } => QuotaCommand::Settle { reservation, actual, estimated },
             HoldEnd::Release(cause) => QuotaCommand::Release { reservation, cause },
         };
-        debug_assert!(quota.state.decide(command.clone(), now).is_ok(), "an open turn has an open hold");
-        set.decide(&mut quota, command, now).map_err(CommandError::unavailable)?;
-        Ok(())
+        match set.decide(&mut quota, command, now) {
+            Ok(_) => Ok(true),
+            Err(QuotaError::UnknownReservation { .. }) => Ok(false),
+            Err(refusal) => Err(CommandError::unavailable(refusal)),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     aggregate::aggregate,
 };
 
-/// A bot's Telegram username without `@`: 5-32 of `A-Za-z0-9_`.
+/// A bot's Telegram username without `@`: 1-32 of `A-Za-z0-9_`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct BotUsername(String);

@@ -137,7 +137,7 @@ pub enum QuotaCommand {
     Settle { reservation: ReservationId, actual: u64, estimated: bool },
     /// Give the hold back: nothing was consumed.
     Release { reservation: ReservationId, cause: ReleaseCause },
-    /// Extra tokens until a moment.
+    /// Extra tokens until a moment. The same amount until the same moment is granted once.
     GrantOverride { tokens: u64, expires_at: DateTime<Utc>, reason: Reason, by: OperatorId },
 }
 
@@ -425,6 +425,9 @@ impl Decide for Quota {
                 }
                 if tokens == 0 || i64::try_from(tokens).is_err() || expires_at <= now {
                     return Err(QuotaError::EmptyOverride);
+                }
+                if self.overrides.contains(&Override { tokens, expires_at }) {
+                    return Ok(vec![]);
                 }
                 Ok(vec![QuotaEvent::OverrideGranted { tokens, expires_at, reason, by, granted_at: now }])
             }
