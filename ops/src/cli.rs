@@ -3,9 +3,17 @@
 //! Exit codes: 0 done; 1 an error, or the answer is "no" (a check failed, nothing is running); 2 the
 //! command line cannot be read. Results go to stdout, progress and errors to stderr.
 
+pub mod bot;
 pub mod config;
+pub mod events;
+pub mod link;
 pub mod local;
 pub mod migrate;
+pub mod projections;
+pub mod replay;
+pub mod sdl;
+pub mod serve;
+pub mod sim;
 pub mod up;
 
 use std::ffi::OsString;
@@ -15,6 +23,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Loaded, Sources};
+use crate::local_run;
 
 /// Runs a fleet of Telegram AI bots and keeps an exact ledger of everything they do.
 #[derive(Clone, Debug, Parser)]
@@ -49,17 +58,60 @@ impl Settings {
     /// # Errors
     /// When it cannot be read; whether values make sense is `config::problems`' question.
     pub fn load(self) -> Result<Loaded> {
-        Ok(Sources::of_process(self.config, self.set).read()?)
+        Ok(self.sources().read()?)
+    }
+
+    /// Where this process's configuration is from.
+    #[must_use]
+    pub fn sources(self) -> Sources {
+        Sources::of_process(self.config, self.set)
+    }
+
+    /// Reads the configuration of this process; where it names no database, that of the local run.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn load_running(self) -> Result<Loaded> {
+        let mut sources = self.sources();
+        let loaded = sources.clone().read()?;
+        if !loaded.config.database.url.is_empty() {
+            return Ok(loaded);
+        }
+        for (name, value) in local_run::recall(None)? {
+            if sources.environment.iter().all(|(given, _)| *given != name) {
+                sources.environment.push((name, value));
+            }
+        }
+        Ok(sources.read()?)
     }
 }
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
+    /// Run the product: API, webhooks, bots and read models in one process
+    Serve(serve::Serve),
     /// Bring the database to this build's schema
     Migrate(migrate::Migrate),
     /// Look at the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Print the one-time link that lets the first owner in
+    Link(link::Link),
+    /// The bots of the fleet
+    #[command(subcommand)]
+    Bot(bot::BotCommand),
+    /// Read the ledger
+    Events(events::Events),
+    /// How the read models keep up, and what becomes of an event that stopped one
+    #[command(subcommand)]
+    Projections(projections::ProjectionsCommand),
+    /// Make read models again from the ledger, or compare them with it
+    Replay(replay::Replay),
+    /// Print the GraphQL schema
+    Sdl(sdl::Sdl),
+    /// Stand-ins for Telegram and the model server
+    #[command(subcommand)]
+    Sim(sim::Sim),
     /// Run on this machine, with private services where none are given
     #[command(subcommand)]
     Local(local::Local),
@@ -72,6 +124,14 @@ impl Cli {
     /// When it cannot be carried out.
     pub async fn run(self) -> Result<u8> {
         match self.command {
+            Command::Serve(serve) => serve.run(self.settings).await,
+            Command::Link(link) => link.run(self.settings).await,
+            Command::Bot(command) => command.run(self.settings).await,
+            Command::Events(events) => events.run(self.settings).await,
+            Command::Projections(command) => command.run(self.settings).await,
+            Command::Replay(replay) => replay.run(self.settings).await,
+            Command::Sdl(sdl) => Ok(sdl.run()),
+            Command::Sim(command) => command.run(self.settings).await,
             Command::Migrate(migrate) => migrate.run(self.settings).await,
             Command::Config(command) => command.run(self.settings),
             Command::Local(command) => command.run(self.settings).await,

@@ -125,10 +125,6 @@ pub struct Ollama {
     pub url: String,
     /// Model of bots that name none.
     pub default_model: String,
-    /// Context window, in tokens, that is asked for and never exceeded.
-    pub num_ctx: u32,
-    /// Longest answer, in tokens.
-    pub num_predict: u32,
     /// Longest wait for a connection, in seconds.
     pub connect_timeout_s: u64,
     /// Longest wait for the first piece of an answer, in seconds; a model may have to be loaded.
@@ -299,8 +295,6 @@ impl Default for Ollama {
         Self {
             url: "http://127.0.0.1:11434".to_owned(),
             default_model: "llama3.2".to_owned(),
-            num_ctx: 8_192,
-            num_predict: 1_024,
             connect_timeout_s: 5,
             first_token_timeout_s: 120,
             idle_timeout_s: 30,

@@ -8,4 +8,8 @@
 
 pub mod cli;
 pub mod config;
+pub mod demo;
+pub mod local_run;
+pub mod platform;
+pub mod stages;
 pub mod telemetry;

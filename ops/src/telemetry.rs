@@ -57,6 +57,17 @@ pub fn start_metrics() -> Result<PrometheusHandle> {
         .context("metrics were already set up")
 }
 
+/// Says what every metric of the product means; Prometheus' tools ask for it.
+pub fn describe_metrics() {
+    use metrics::{Unit, describe_gauge};
+    botledger_commands::describe_metrics();
+    botledger_projections::describe_metrics();
+    botledger_api::describe_metrics();
+    botledger_bot::describe_metrics();
+    describe_gauge!("botledger_database_connections", Unit::Count, "Connections of the pool");
+    describe_gauge!("botledger_database_connections_idle", Unit::Count, "Those of them that wait for work");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -57,8 +57,8 @@ async fn first_and_second() {
         ("BOTLEDGER_TELEGRAM__API_URL".to_owned(), "http://telegram.test".to_owned()),
         ("BOTLEDGER_OLLAMA__URL".to_owned(), "http://ollama.test".to_owned()),
     ];
-    let loaded = Sources { environment, ..Sources::default() }.read().unwrap();
-    let product = Arc::new(Product { program: stub(&folder), arguments: Vec::new(), loaded, demo: false });
+    let sources = Sources { environment, ..Sources::default() };
+    let product = Arc::new(Product::new(stub(&folder), Vec::new(), sources, false).unwrap());
     let layout = Layout::discover(Some(&folder)).unwrap();
 
     let up = |product: Arc<Product>, layout: Layout| async move {
@@ -114,8 +114,8 @@ async fn without_partners_their_stand_ins_are_chosen() {
     let product = |environment: &[(&str, &str)], demo| {
         let environment =
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let loaded = Sources { environment, ..Sources::default() }.read().unwrap();
-        Product { program: PathBuf::new(), arguments: Vec::new(), loaded, demo }
+        let sources = Sources { environment, ..Sources::default() };
+        Product::new(PathBuf::new(), Vec::new(), sources, demo).unwrap()
     };
     let real = [("BOTLEDGER_TELEGRAM__API_URL", "http://t"), ("BOTLEDGER_OLLAMA__URL", "http://o")];
     let chosen = product(&real, false).stand_ins().await;

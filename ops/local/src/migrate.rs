@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use sqlx::migrate::MigrateError;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgPool};
 
 /// The oldest PostgreSQL this works with.
 pub const OLDEST_MAJOR: u32 = 14;
@@ -43,6 +43,56 @@ pub async fn migrate(url: &str) -> Result<Migrated> {
     let total = applied(&mut connection).await;
     connection.close().await.ok();
     Ok(Migrated { applied: total.saturating_sub(before), total })
+}
+
+/// How a database's schema stands to this build's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Schema {
+    /// The same.
+    InStep,
+    /// Not the same: why, and what to do.
+    Foreign(String),
+}
+
+/// Compares the schema over the running product's own connections, which may not migrate.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn compare(pool: &PgPool) -> Result<Schema, sqlx::Error> {
+    let rows = sqlx::query_as::<_, (i64, Vec<u8>)>(
+        "SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY version",
+    )
+    .fetch_all(pool)
+    .await;
+    let known = match rows {
+        Ok(rows) => rows,
+        // No such table, or one that was made before the product might read it.
+        Err(sqlx::Error::Database(refusal))
+            if matches!(refusal.code().as_deref(), Some("42P01" | "42501")) =>
+        {
+            return Ok(Schema::Foreign(
+                "the database has no schema of this build: run `botledger migrate` with the owner's URL"
+                    .to_owned(),
+            ));
+        }
+        Err(error) => return Err(error),
+    };
+    for (version, checksum) in &known {
+        match MIGRATOR.iter().find(|ours| ours.version == *version) {
+            None => return Ok(Schema::Foreign(explain(MigrateError::VersionMissing(*version)).to_string())),
+            Some(ours) if *ours.checksum != **checksum => {
+                return Ok(Schema::Foreign(explain(MigrateError::VersionMismatch(*version)).to_string()));
+            }
+            Some(_) => {}
+        }
+    }
+    match MIGRATOR.iter().find(|ours| known.iter().all(|(version, _)| *version != ours.version)) {
+        None => Ok(Schema::InStep),
+        Some(missing) => Ok(Schema::Foreign(format!(
+            "the database lacks migration {} ({}): run `botledger migrate` with the owner's URL",
+            missing.version, missing.description
+        ))),
+    }
 }
 
 /// The server's version as PostgreSQL counts it, 150018 for 15.18.

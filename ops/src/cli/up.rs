@@ -6,18 +6,27 @@
 use std::ffi::OsString;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
+use botledger_domain::bot::UpdateMode;
 use botledger_local::cli::Where;
 use botledger_local::progress::Progress;
 use botledger_local::supervise::{Launch, Output};
-use botledger_local::{Application, Environment, Given, Plan, Program};
+use botledger_local::{Application, Environment, Given, Outcome, Plan, Program};
+use botledger_projections::wait_for;
 use clap::Args;
+use zeroize::Zeroizing;
 
 use super::Settings;
-use crate::config::{Config, Loaded, Origin, Secret, problems};
+use super::bot::register_and_start;
+use super::link::first_owner_link;
+use crate::config::{Config, Loaded, Origin, Secret, Sources, problems};
+use crate::demo::{Demonstration, make_bots, play};
+use crate::local_run;
+use crate::platform::Platform;
 
 /// A token of @BotFather in this variable makes `up` talk to the real Telegram.
 pub const TOKEN_VARIABLE: &str = "TELEGRAM_BOT_TOKEN";
@@ -32,6 +41,18 @@ pub struct Up {
     /// Use the stand-ins for Telegram and the model even where real ones could be reached
     #[arg(long)]
     pub demo: bool,
+    /// Play this file at the stand-in for Telegram once everything runs; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub feed: Vec<PathBuf>,
+    /// How many people write the fed texts
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    pub people: u32,
+    /// Fed lines a second; 0 for as fast as it goes
+    #[arg(long, value_name = "N", default_value_t = 0.0)]
+    pub rate: f64,
+    /// Stop everything after the feed; the exit code says whether the books agree
+    #[arg(long)]
+    pub exit: bool,
 }
 
 impl Up {
@@ -40,12 +61,19 @@ impl Up {
     /// # Errors
     /// When the configuration makes no sense, or something does not start.
     pub async fn run(self, settings: Settings) -> Result<u8> {
-        let product = Product {
-            program: std::env::current_exe().context("this program does not know where it is")?,
-            arguments: settings.arguments(),
-            loaded: settings.load()?,
-            demo: self.demo,
-        };
+        let program = std::env::current_exe().context("this program does not know where it is")?;
+        let mut product = Product::new(program, settings.arguments(), settings.sources(), self.demo)?;
+        product.exit = self.exit;
+        if !self.feed.is_empty() {
+            if let Some(missing) = self.feed.iter().find(|file| !file.is_file()) {
+                bail!("--feed {}: there is no such file", missing.display());
+            }
+            if !product.stand_ins().await.telegram {
+                bail!("--feed plays to the stand-in for Telegram, but a real one is configured: add --demo");
+            }
+            product.demonstration =
+                Some(Demonstration { files: self.feed, people: self.people, rate: self.rate.max(0.0) });
+        }
         let wrong = problems(&product.loaded.config, false);
         if !wrong.is_empty() {
             bail!("the configuration makes no sense: {}", wrong.join("; "));
@@ -61,10 +89,27 @@ pub struct Product {
     pub program: PathBuf,
     /// `--config` and `--set` as they were given to us.
     pub arguments: Vec<OsString>,
-    /// The configuration as it was given to us.
-    pub loaded: Loaded,
+    /// Where the configuration as it was given to us is from.
+    sources: Sources,
+    /// That configuration.
+    loaded: Loaded,
     /// `--demo`
-    pub demo: bool,
+    demo: bool,
+    /// `--feed`
+    pub demonstration: Option<Demonstration>,
+    /// `--exit`
+    pub exit: bool,
+    running: OnceLock<Running>,
+}
+
+/// What became known while planning.
+#[derive(Clone, Debug)]
+struct Running {
+    /// The configuration that `serve` runs with.
+    config: Config,
+    /// `host:port` of `/metrics`.
+    admin: String,
+    stand_ins: StandIns,
 }
 
 /// Which partners are played by `ops/sim`.
@@ -117,7 +162,7 @@ impl Application for Product {
                 environment,
                 &["sim", "serve", "--telegram", &telegram, "--ollama", &ollama],
                 Vec::new(),
-                Some((telegram.clone(), "/sim/health".to_owned())),
+                Some((telegram.clone(), "/_sim/health".to_owned())),
             ));
             if stand_ins.telegram {
                 variables.push(("BOTLEDGER_TELEGRAM__API_URL".to_owned(), format!("http://{telegram}")));
@@ -140,6 +185,9 @@ impl Application for Product {
         if !stand_ins.ollama {
             plan.rows.push(("model".to_owned(), config.ollama.url.clone()));
         }
+        local_run::remember(&environment.secrets, &variables)?;
+        let running = Running { config: self.with(&variables)?, admin: admin.clone(), stand_ins };
+        self.running.set(running).map_err(|_| anyhow::anyhow!("a run is planned once"))?;
         plan.programs.push(self.run(
             "botledger",
             environment,
@@ -149,9 +197,87 @@ impl Application for Product {
         ));
         Ok(plan)
     }
+
+    async fn opened(&self, _environment: &Environment) -> Result<Vec<(String, String)>> {
+        let running = self.running()?;
+        let platform = Platform::open(&running.config)?;
+        let rows = self.let_in(running, &platform).await;
+        platform.close().await;
+        rows
+    }
+
+    async fn work(&self, _environment: &Environment) -> Result<Outcome> {
+        let running = self.running()?;
+        let code = match &self.demonstration {
+            Some(demonstration) => play(demonstration, &running.config, &running.admin).await?,
+            None => 0,
+        };
+        Ok(if self.exit { Outcome::Exit(code) } else { Outcome::Hold })
+    }
 }
 
 impl Product {
+    /// The product as it is to run.
+    ///
+    /// # Errors
+    /// When the configuration cannot be read.
+    pub fn new(program: PathBuf, arguments: Vec<OsString>, sources: Sources, demo: bool) -> Result<Self> {
+        let loaded = sources.clone().read()?;
+        Ok(Self {
+            program,
+            arguments,
+            sources,
+            loaded,
+            demo,
+            demonstration: None,
+            exit: false,
+            running: OnceLock::new(),
+        })
+    }
+
+    fn running(&self) -> Result<&Running> {
+        self.running.get().context("nothing was planned yet")
+    }
+
+    /// The configuration that a program gets who is started with these variables.
+    fn with(&self, variables: &[(String, String)]) -> Result<Config> {
+        let mut sources = self.sources.clone();
+        sources.environment.retain(|(name, _)| variables.iter().all(|(ours, _)| ours != name));
+        sources.environment.extend(variables.iter().cloned());
+        Ok(sources.read()?.config)
+    }
+
+    /// The way in for the owner, and the bots there are to talk to.
+    async fn let_in(&self, running: &Running, platform: &Platform) -> Result<Vec<(String, String)>> {
+        let mut rows = Vec::new();
+        match first_owner_link(platform, &running.config).await? {
+            Some(link) => rows.push(("first owner".to_owned(), format!("{link} (good once)"))),
+            None => rows.push(("login".to_owned(), "with the password you have set".to_owned())),
+        }
+        let directory = platform.app.core.journal.head().await?;
+        if !wait_for(&platform.read, "directory", directory, Duration::from_secs(30)).await? {
+            bail!("the read models do not keep up: see the log of botledger");
+        }
+        if running.stand_ins.telegram {
+            let names = make_bots(platform, &running.config).await?;
+            let first = names.first().map_or("", String::as_str);
+            rows.push(("bots".to_owned(), names.join(", ")));
+            rows.push(("talk to one".to_owned(), format!("ops/botledger sim say {first} \"Hello!\"")));
+        } else if let Ok(token) = std::env::var(TOKEN_VARIABLE)
+            && !token.is_empty()
+        {
+            let registered = register_and_start(platform, Zeroizing::new(token), UpdateMode::Polling).await;
+            rows.push(match registered {
+                Ok((_, username)) => ("bot".to_owned(), format!("https://t.me/{username}")),
+                // The rest works; the box says what to do about this.
+                Err(error) => {
+                    ("bot".to_owned(), format!("NOT RUNNING: {error:#}; then: ops/botledger bot register"))
+                }
+            });
+        }
+        Ok(rows)
+    }
+
     fn run(
         &self,
         name: &'static str,

@@ -32,8 +32,6 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     f.range("telegram.typing_interval_ms", config.telegram.typing_interval_ms, 100, 5_000);
     f.url("ollama.url", &config.ollama.url, &["http", "https"]);
     f.length("ollama.default_model", &config.ollama.default_model, 200);
-    f.range("ollama.num_ctx", u64::from(config.ollama.num_ctx), 256, 10_000_000);
-    f.range("ollama.num_predict", u64::from(config.ollama.num_predict), 1, u64::from(config.ollama.num_ctx));
     f.range("ollama.connect_timeout_s", config.ollama.connect_timeout_s, 1, 60);
     f.range("ollama.first_token_timeout_s", config.ollama.first_token_timeout_s, 1, 3_600);
     f.range("ollama.idle_timeout_s", config.ollama.idle_timeout_s, 1, 3_600);

@@ -1,0 +1,336 @@
+//! `botledger serve`: the whole product in one process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use botledger_api::{AdminState, Api, ApiConfig, ApiContext, Check, Readiness, admin_router, serve};
+use botledger_bot::{BotRuntime, Webhooks};
+use botledger_local::migrate::{Schema, compare};
+use botledger_local::up::Signals;
+use botledger_projections::{
+    CheckpointStatus, LogReader, ReadPool, RunnerConfig, Runners, Tail, all, statuses,
+};
+use clap::Args;
+use redis::aio::ConnectionManager;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::Settings;
+use crate::config::{Config, problems};
+use crate::platform::{self, Platform};
+use crate::telemetry::{describe_metrics, start_logging, start_metrics};
+
+/// Telegram's updates are far smaller; whoever sends more is not Telegram.
+const WEBHOOK_BODY: usize = 1024 * 1024;
+/// A readiness check that takes longer counts as failed.
+const CHECK_PATIENCE: Duration = Duration::from_secs(2);
+/// Events a read model may be behind while the process still counts as ready.
+const READY_LAG: i64 = 100_000;
+/// Pause between looks at a database that does not answer yet.
+const DATABASE_PAUSE: Duration = Duration::from_millis(500);
+/// How often the metrics recorder tidies up and pools are looked at.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug, Args)]
+pub struct Serve {}
+
+impl Serve {
+    /// Runs until a signal comes, then finishes what it began. A second signal does not wait.
+    ///
+    /// # Errors
+    /// When the configuration makes no sense, an address is taken, or the database is not of this
+    /// build.
+    pub async fn run(self, settings: Settings) -> Result<u8> {
+        let config = settings.load()?.config;
+        let wrong = problems(&config, true);
+        if !wrong.is_empty() {
+            bail!("the configuration does not do for serving: {}", wrong.join("; "));
+        }
+        start_logging(&config.log)?;
+        let metrics = start_metrics()?;
+        describe_metrics();
+        let mut signals = Signals::listen()?;
+        let public = listen("http.listen", &config.http.listen).await?;
+        let admin = listen("http.admin_listen", &config.http.admin_listen).await?;
+        let platform = Platform::open(&config)?;
+
+        let admin_stop = CancellationToken::new();
+        let render = metrics.clone();
+        let state = AdminState {
+            ready: Arc::new(Ready { read: platform.read.clone(), redis: platform.redis.clone() }),
+            metrics: Arc::new(move || render.render()),
+        };
+        let drain = Duration::from_secs(config.instance.drain_timeout_s);
+        let admin = tokio::spawn(serve(admin, admin_router(state), admin_stop.clone(), drain));
+        let upkeep = tokio::spawn(keep_up(metrics, platform.read.clone()));
+
+        tokio::select! {
+            in_step = schema_in_step(&platform.read) => in_step?,
+            name = signals.next() => {
+                tracing::info!("{name}: stopping before the start");
+                return Ok(0);
+            }
+        }
+        let running = Running::start(&config, &platform, public).await?;
+        tracing::info!(
+            instance.name = config.instance.name,
+            instance.id = %platform.app.core.instance,
+            "serving on {}",
+            config.http.listen
+        );
+        let name = signals.next().await;
+        tracing::info!("{name}: finishing what was begun");
+        tokio::select! {
+            () = running.stop() => {}
+            name = signals.next() => {
+                tracing::warn!("{name} again: not waiting");
+                return Ok(1);
+            }
+        }
+        platform.close().await;
+        admin_stop.cancel();
+        upkeep.abort();
+        // It ends with the token; what it was doing is not worth an error now.
+        let _ = admin.await;
+        tracing::info!("stopped");
+        Ok(0)
+    }
+}
+
+async fn listen(key: &str, address: &str) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}: change {key}, or stop what listens there"))
+}
+
+/// Waits for a database that does not answer; refuses one that is not of this build.
+async fn schema_in_step(pool: &ReadPool) -> Result<()> {
+    let mut said = false;
+    loop {
+        match compare(pool).await {
+            Ok(Schema::InStep) => return Ok(()),
+            Ok(Schema::Foreign(why)) => bail!(why),
+            Err(error) if !said => {
+                tracing::warn!(error = %error, "the database does not answer yet; waiting for it");
+                said = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(DATABASE_PAUSE).await;
+    }
+}
+
+/// Everything that works.
+struct Running {
+    http: tokio::task::JoinHandle<std::io::Result<()>>,
+    stop_http: CancellationToken,
+    bots: BotRuntime,
+    runners: Runners,
+    stop_reading: CancellationToken,
+}
+
+impl Running {
+    async fn start(config: &Config, platform: &Platform, listener: TcpListener) -> Result<Self> {
+        let stop_reading = CancellationToken::new();
+        let tail = Tail::start(platform.read.clone(), stop_reading.clone())
+            .await
+            .context("the ledger cannot be followed")?;
+        let runners = Runners::start(&platform.read, &tail, all(), RunnerConfig::default(), &stop_reading);
+        let api = ApiConfig {
+            access_ttl: Duration::from_secs(config.auth.access_ttl_s),
+            jwt_key: config.auth.jwt_key.key().map_err(|reason| anyhow::anyhow!("auth.jwt_key {reason}"))?,
+            public_url: config.public_url(),
+            max_body_bytes: config.http.max_body_bytes,
+            request_timeout: Duration::from_secs(config.http.request_timeout_s),
+            max_in_flight: config.http.max_in_flight,
+            simulated: simulated(config).await,
+        };
+        let context = ApiContext { app: platform.app.clone(), read: platform.read.clone(), tail };
+        let bots = BotRuntime::start(
+            platform::bots(config)?,
+            platform.app.clone(),
+            platform.read.clone(),
+            platform.telegram.clone(),
+            platform::provider(config)?,
+            Some(platform.redis.clone()),
+        );
+        let router = Api::new(api, context).router().merge(webhooks(bots.webhooks()));
+        let stop_http = CancellationToken::new();
+        let drain = Duration::from_secs(config.instance.drain_timeout_s);
+        let http = tokio::spawn(serve(listener, router, stop_http.clone(), drain));
+        Ok(Self { http, stop_http, bots, runners, stop_reading })
+    }
+
+    /// Takes nothing new in and ends what was begun. Read models go on where they are at the next start.
+    async fn stop(self) {
+        self.stop_http.cancel();
+        let (_, ()) = tokio::join!(self.http, self.bots.stop());
+        self.stop_reading.cancel();
+        self.runners.join().await;
+    }
+}
+
+/// Where Telegram delivers: `POST /telegram/<bot id>`.
+fn webhooks(webhooks: Webhooks) -> Router {
+    Router::new()
+        .route("/telegram/{bot}", post(deliver))
+        .layer(DefaultBodyLimit::max(WEBHOOK_BODY))
+        .with_state(webhooks)
+}
+
+async fn deliver(
+    State(webhooks): State<Webhooks>,
+    Path(bot): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let secret = headers.get("x-telegram-bot-api-secret-token").and_then(|value| value.to_str().ok());
+    let answer = webhooks.receive(&bot, secret, &body).await;
+    let mut response =
+        StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).into_response();
+    if let Some(seconds) = answer.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// Which partners are played: a stand-in of ours says so itself.
+async fn simulated(config: &Config) -> Vec<String> {
+    let mut played = Vec::new();
+    for (partner, url) in [("telegram", &config.telegram.api_url), ("model", &config.ollama.url)] {
+        let local = url.starts_with("http://");
+        if local && says_it_is_a_stand_in(url).await {
+            tracing::warn!("{partner} is SIMULATED: {url} is a stand-in of botledger");
+            played.push(partner.to_owned());
+        }
+    }
+    played
+}
+
+async fn says_it_is_a_stand_in(url: &str) -> bool {
+    let Ok(client) = reqwest::Client::builder().timeout(Duration::from_secs(1)).build() else {
+        return false;
+    };
+    let answer = client.get(format!("{}/_sim/health", url.trim_end_matches('/'))).send().await;
+    match answer {
+        Ok(answer) if answer.status().is_success() => {
+            answer.json::<serde_json::Value>().await.is_ok_and(|body| body["simulated"].is_string())
+        }
+        _ => false,
+    }
+}
+
+async fn keep_up(metrics: metrics_exporter_prometheus::PrometheusHandle, pool: ReadPool) {
+    let mut tick = tokio::time::interval(UPKEEP);
+    loop {
+        tick.tick().await;
+        metrics.run_upkeep();
+        metrics::gauge!("botledger_database_connections").set(f64::from(pool.size()));
+        metrics::gauge!("botledger_database_connections_idle").set(pool.num_idle() as f64);
+    }
+}
+
+/// Knows whether this process can work.
+struct Ready {
+    read: ReadPool,
+    redis: ConnectionManager,
+}
+
+#[async_trait]
+impl Readiness for Ready {
+    async fn check(&self) -> Vec<Check> {
+        let (database, redis, projections) = tokio::join!(self.database(), self.redis(), self.projections());
+        vec![database, redis, projections]
+    }
+}
+
+impl Ready {
+    async fn database(&self) -> Check {
+        let log = LogReader::new(self.read.clone());
+        let (ok, detail) = match tokio::time::timeout(CHECK_PATIENCE, log.head()).await {
+            Ok(Ok(head)) => (true, format!("the ledger is at position {head}")),
+            Ok(Err(_)) => (false, "the database refuses or is not there".to_owned()),
+            Err(_) => (false, "the database does not answer".to_owned()),
+        };
+        Check { name: "database", ok, detail }
+    }
+
+    /// Redis may be away: it costs time, not facts.
+    async fn redis(&self) -> Check {
+        let mut redis = self.redis.clone();
+        let ping = async { redis::cmd("PING").query_async::<String>(&mut redis).await };
+        let there = matches!(tokio::time::timeout(CHECK_PATIENCE, ping).await, Ok(Ok(_)));
+        let detail = if there { "it answers" } else { "it is away; working without it, more slowly" };
+        Check { name: "redis", ok: true, detail: detail.to_owned() }
+    }
+
+    async fn projections(&self) -> Check {
+        let log = LogReader::new(self.read.clone());
+        let look = async { tokio::try_join!(statuses(&self.read), log.head()) };
+        let (ok, detail) = match tokio::time::timeout(CHECK_PATIENCE, look).await {
+            Ok(Ok((rows, head))) => keeping_up(&rows, head.0),
+            _ => (false, "checkpoints cannot be read".to_owned()),
+        };
+        Check { name: "read_models", ok, detail }
+    }
+}
+
+/// One that is stopped waits for an operator, and must not keep the API away from that operator; one
+/// that is far behind would show the past as the present.
+fn keeping_up(rows: &[CheckpointStatus], head: i64) -> (bool, String) {
+    let mut behind = false;
+    let mut told = Vec::new();
+    for projection in all() {
+        let name = projection.name();
+        let row = rows.iter().find(|row| row.name == name);
+        let lag = row.map_or(head, |row| row.lag);
+        if row.is_some_and(|row| row.status == "stopped") {
+            told.push(format!("{name} is stopped at an event and waits for a decision"));
+        } else if lag > READY_LAG {
+            told.push(format!("{name} is {lag} events behind"));
+            behind = true;
+        }
+    }
+    let detail = if told.is_empty() { "all read models keep up".to_owned() } else { told.join("; ") };
+    (!behind, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use botledger_domain::Position;
+
+    use super::*;
+
+    fn row(name: &str, status: &str, lag: i64) -> CheckpointStatus {
+        CheckpointStatus {
+            name: name.to_owned(),
+            version: 1,
+            position: Position(1),
+            status: status.to_owned(),
+            failed_position: None,
+            error: None,
+            lag,
+        }
+    }
+
+    #[test]
+    fn a_stopped_read_model_is_told_but_the_process_is_ready() {
+        let (ready, detail) = keeping_up(&[row("turns", "stopped", READY_LAG + 1)], 0);
+        assert!(ready && detail.contains("turns is stopped"), "{detail}");
+    }
+
+    #[test]
+    fn a_read_model_far_behind_or_not_begun_is_not_ready() {
+        assert!(keeping_up(&[], READY_LAG).0, "an empty or short ledger is caught up with in a moment");
+        assert!(!keeping_up(&[], READY_LAG + 1).0);
+        assert!(!keeping_up(&[row("turns", "running", READY_LAG + 1)], 0).0);
+    }
+}
