@@ -124,6 +124,10 @@ impl LogReader {
         Self { pool }
     }
 
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
     /// The newest position; 0 in an empty ledger.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ read_row! {
         window_end: DateTime<Utc>,
         used: i64,
         reserved: i64,
-        /// A list of `Override`.
+        /// A list of `Override`; those that ran out leave it when a window begins.
         overrides: serde_json::Value,
         /// Times the person was refused for it.
         refusals: i64,
@@ -94,9 +94,16 @@ impl Projection for QuotasProjection {
             row.updated_position = position;
             match fact {
                 QuotaEvent::PlanAssigned { .. } => {}
-                QuotaEvent::PeriodRolled { window, used, reserved, .. } => {
+                QuotaEvent::PeriodRolled { window, used, reserved, rolled_at } => {
                     (row.window_start, row.window_end) = (window.start, window.end);
                     (row.used, row.reserved) = (tokens(used), tokens(reserved));
+                    let running = |grant: &serde_json::Value| {
+                        serde_json::from_value::<Override>(grant.clone())
+                            .is_ok_and(|grant| rolled_at < grant.expires_at)
+                    };
+                    if let Some(list) = row.overrides.as_array_mut() {
+                        list.retain(running);
+                    }
                 }
                 QuotaEvent::TokensReserved { used, reserved, .. }
                 | QuotaEvent::TokensSettled { used, reserved, .. }

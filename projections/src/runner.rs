@@ -217,16 +217,19 @@ impl Runner {
             }
             Err(error) if error.blames_event() => {
                 tx.rollback().await?;
-                self.narrow(&mut connection, after, &page).await
+                self.narrow(&mut connection, Position(checkpoint.position), after, &page).await
             }
             Err(error) => Err(error),
         }
     }
 
-    /// A page failed because of one of its events: applies the ones before it and stops there.
+    /// A page failed because of one of its events: applies the ones before it and stops there. `at` is
+    /// where the checkpoint stood: the lock was let go with the page, so another process may have come
+    /// here meanwhile, and then all is done.
     async fn narrow(
         &self,
         connection: &mut PgConnection,
+        mut at: Position,
         after: Position,
         page: &[Arc<RecordedEvent>],
     ) -> Result<Step, ProjectionError> {
@@ -234,18 +237,23 @@ impl Runner {
         let mut good = after;
         for event in page {
             let mut tx = connection.begin().await?;
-            if lock_checkpoint(&mut tx, name, self.projection.version()).await?.is_none() {
-                return Ok(Step::Away);
+            match lock_checkpoint(&mut tx, name, self.projection.version()).await? {
+                Some(checkpoint) if checkpoint.position == at.0 => {}
+                _ => return Ok(Step::Away),
             }
-            match self.projection.apply(&mut tx, std::slice::from_ref(event)).await {
+            let mut attempt = tx.begin().await?;
+            match self.projection.apply(&mut attempt, std::slice::from_ref(event)).await {
                 Ok(()) => {
+                    attempt.commit().await?;
                     set_checkpoint(&mut tx, name, event.position).await?;
                     tx.commit().await?;
-                    good = event.position;
+                    (at, good) = (event.position, event.position);
                 }
                 Err(error) if error.blames_event() => {
-                    tx.rollback().await?;
+                    attempt.rollback().await?;
                     let text = chain(&error);
+                    stop(&mut tx, name, good, event.position, &text).await?;
+                    tx.commit().await?;
                     tracing::error!(
                         projection = name,
                         position = event.position.0,
@@ -255,7 +263,6 @@ impl Runner {
                     );
                     metrics::counter!("botledger_projection_poisoned_total", "projection" => name)
                         .increment(1);
-                    stop(connection, name, good, event.position, &text).await?;
                     return Ok(Step::Away);
                 }
                 Err(error) => return Err(error),

@@ -1,4 +1,6 @@
 //! The tail of a process: one reader of new events, a ring of recent ones, any number of followers.
+//! Nobody gets an event from it that a crash of the server could still take back
+//! (`ops/decisions/0008`).
 
 use std::{
     collections::VecDeque,
@@ -21,6 +23,9 @@ const PAGE: i64 = 1_000;
 /// `NOTIFY` is fast, this is correct.
 const POLL: Duration = Duration::from_secs(1);
 
+/// Between two looks at whether the disk has what was read. Its writer is flushing at that moment.
+const FLUSH_POLL: Duration = Duration::from_millis(1);
+
 /// Why a follower's stream ended.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
@@ -41,8 +46,9 @@ pub struct Tail {
 struct Shared {
     reader: LogReader,
     ring: Mutex<VecDeque<Arc<RecordedEvent>>>,
-    /// Position of the newest event in the ring, or where the tail began.
+    /// Position of the newest event in the ring, or where the tail began. Everything up to it is durable.
     head: watch::Sender<Position>,
+    cancel: CancellationToken,
 }
 
 impl Tail {
@@ -53,8 +59,9 @@ impl Tail {
     pub async fn start(pool: PgPool, cancel: CancellationToken) -> Result<Self, sqlx::Error> {
         let reader = LogReader::new(pool.clone());
         let (head, _) = watch::channel(reader.head().await?);
-        let tail = Self { shared: Arc::new(Shared { reader, ring: Mutex::default(), head }) };
-        tokio::spawn(Arc::clone(&tail.shared).follow(pool, cancel));
+        reader.flushed().await?;
+        let tail = Self { shared: Arc::new(Shared { reader, ring: Mutex::default(), head, cancel }) };
+        tokio::spawn(Arc::clone(&tail.shared).follow(pool));
         Ok(tail)
     }
 
@@ -115,7 +122,10 @@ impl Follower {
             self.head.borrow_and_update();
             self.ready = self.shared.page(self.last, usize::try_from(PAGE).unwrap_or(1_000)).await?.into();
             if self.ready.is_empty() {
-                self.head.changed().await.map_err(|_| TailError::Stopped)?;
+                tokio::select! {
+                    () = self.shared.cancel.cancelled() => return Err(TailError::Stopped),
+                    changed = self.head.changed() => changed.map_err(|_| TailError::Stopped)?,
+                }
             }
         }
     }
@@ -134,23 +144,30 @@ impl Shared {
     }
 
     async fn page(&self, after: Position, limit: usize) -> Result<Vec<Arc<RecordedEvent>>, sqlx::Error> {
-        if after >= *self.head.borrow() {
+        let head = *self.head.borrow();
+        if after >= head {
             return Ok(Vec::new());
         }
         if let Some(recent) = self.recent(after, limit) {
             return Ok(recent);
         }
-        let events = self.reader.after(after, i64::try_from(limit).unwrap_or(PAGE)).await?;
+        // The table holds more than is known to be durable.
+        let limit = i64::try_from(limit).unwrap_or(PAGE).min(head.0 - after.0);
+        let events = self.reader.after(after, limit).await?;
         Ok(events.into_iter().map(Arc::new).collect())
     }
 
-    async fn follow(self: Arc<Self>, pool: PgPool, cancel: CancellationToken) {
+    async fn follow(self: Arc<Self>, pool: PgPool) {
         let mut listener: Option<PgListener> = None;
-        while !cancel.is_cancelled() {
+        loop {
             if listener.is_none() {
                 listener = listen(&pool).await;
             }
-            match self.pull().await {
+            let pulled = tokio::select! {
+                () = self.cancel.cancelled() => return,
+                pulled = self.pull() => pulled,
+            };
+            match pulled {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::warn!(error = %error, "the tail cannot read the ledger; trying again");
@@ -165,7 +182,7 @@ impl Shared {
                 }
             };
             tokio::select! {
-                () = cancel.cancelled() => return,
+                () = self.cancel.cancelled() => return,
                 woken = tokio::time::timeout(POLL, woken) => {
                     if woken == Ok(false) {
                         listener = None;
@@ -193,6 +210,7 @@ impl Shared {
                 }
                 expected += 1;
             }
+            self.reader.flushed().await?;
             {
                 let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
                 ring.extend(events.into_iter().map(Arc::new));
@@ -200,6 +218,28 @@ impl Shared {
                 ring.drain(..surplus);
             }
             self.head.send_replace(newest);
+        }
+    }
+}
+
+impl LogReader {
+    /// Waits until all that is committed by now would survive a crash of the server. A batch commits
+    /// before it is flushed; whoever wrote it is flushing it, and else the server does within a moment.
+    async fn flushed(&self) -> Result<(), sqlx::Error> {
+        let written = sqlx::query_scalar!(r#"SELECT pg_current_wal_insert_lsn()::text AS "written!""#)
+            .fetch_one(self.pool())
+            .await?;
+        loop {
+            let flushed = sqlx::query_scalar!(
+                r#"SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn AS "flushed!""#,
+                written,
+            )
+            .fetch_one(self.pool())
+            .await?;
+            if flushed {
+                return Ok(());
+            }
+            tokio::time::sleep(FLUSH_POLL).await;
         }
     }
 }

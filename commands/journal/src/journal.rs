@@ -84,7 +84,8 @@ impl Journal {
         Self { shared: Arc::new(Shared { pool, cache, queue, writer: Mutex::new(Some(writer)) }) }
     }
 
-    /// Appends one set and waits until it is durable. An empty set succeeds without being written.
+    /// Appends one set and waits until it is durable. An empty set succeeds without being written,
+    /// once everything that was seen before it is durable: "already so" may rest on another's commit.
     ///
     /// # Errors
     /// See [`AppendError`]; nothing of the set was written, except that after
@@ -115,12 +116,7 @@ impl Journal {
         set: AppendSet,
     ) -> Result<oneshot::Receiver<Result<Receipt, AppendError>>, AppendError> {
         let (reply, answer) = oneshot::channel();
-        if set.is_empty() {
-            // The receiver is in hand, so this cannot fail.
-            let _ = reply.send(Ok(Receipt::empty()));
-            return Ok(answer);
-        }
-        let request = writer::Request { set, reply, since: tokio::time::Instant::now() };
+        let request = writer::Request::new(set, reply);
         self.shared.queue.send(request).await.map_err(|_| AppendError::Closed)?;
         metrics::gauge!("botledger_journal_queue_depth")
             .set((self.shared.queue.max_capacity() - self.shared.queue.capacity()) as f64);
@@ -171,12 +167,6 @@ impl Journal {
 
     pub(crate) fn cache(&self) -> &Cache<CacheKey, CacheEntry> {
         &self.shared.cache
-    }
-
-    /// Forgets a state kept in memory: the next load reads the whole stream. Needed only when the
-    /// database was set back to an earlier moment beneath the process.
-    pub fn forget(&self, aggregate_type: &'static str, id: &str) {
-        self.cache().invalidate(&(aggregate_type, id.to_owned()));
     }
 }
 

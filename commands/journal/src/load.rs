@@ -23,31 +23,69 @@ impl<A: Default> Loaded<A> {
     }
 }
 
+/// A state kept in memory, and which event it ends with.
+#[derive(Clone)]
+struct Known<A> {
+    loaded: Loaded<A>,
+    /// Leaf hash of the last event; empty when there is none.
+    leaf: Vec<u8>,
+}
+
+impl<A: Default> Known<A> {
+    fn nothing(id: &str) -> Self {
+        Self { loaded: Loaded::empty(id.to_owned()), leaf: Vec::new() }
+    }
+}
+
+impl<A: Decide> Known<A> {
+    fn fold(&mut self, rows: impl IntoIterator<Item = EventRow>) -> Result<(), JournalError> {
+        for row in rows {
+            let event = upcast::decode::<A::Event>(&row.event_type, &row.event_version, &row.payload)
+                .map_err(|source| JournalError::Decode { position: Position(row.position), source })?;
+            self.loaded.state.apply(event);
+            self.loaded.version = row.sequence;
+            self.leaf = row.leaf_hash;
+        }
+        Ok(())
+    }
+}
+
 struct EventRow {
     sequence: i64,
     position: i64,
     event_type: String,
     event_version: String,
     payload: String,
+    leaf_hash: Vec<u8>,
 }
 
 impl Journal {
     /// An aggregate by id. A state once loaded stays in memory, and only the events after it are
     /// read: the answer is as fresh as a full load, because the rest of the stream is asked for
-    /// every time.
+    /// every time. So is the event the state ends with: a crash of the database may take back
+    /// commits that were seen and not yet durable, and a restore takes back more.
     ///
     /// # Errors
     /// When the database fails or an event does not decode.
     pub async fn load<A: Decide + Clone + 'static>(&self, id: &str) -> Result<Loaded<A>, JournalError> {
         let key = (A::TYPE, id.to_owned());
-        let cached = self.cache().get(&key).and_then(|entry| entry.downcast::<Loaded<A>>().ok());
-        let mut loaded = cached.as_deref().cloned().unwrap_or_else(|| Loaded::empty(id.to_owned()));
-        let known = loaded.version;
-        self.fold(&mut loaded, None).await?;
-        if loaded.version != known {
-            self.cache().insert(key, Arc::new(loaded.clone()));
+        let cached = self.cache().get(&key).and_then(|entry| entry.downcast::<Known<A>>().ok());
+        let mut known = cached.as_deref().cloned().unwrap_or_else(|| Known::nothing(id));
+        let version = known.loaded.version;
+        let mut rows = self.events::<A>(id, version, None).await?.into_iter().peekable();
+        if version > 0 {
+            let stands = rows.next_if(|row| row.sequence == version && row.leaf_hash == known.leaf).is_some();
+            if !stands {
+                known = Known::nothing(id);
+                rows = self.events::<A>(id, 0, None).await?.into_iter().peekable();
+            }
         }
-        Ok(loaded)
+        let before = known.loaded.version;
+        known.fold(rows)?;
+        if known.loaded.version != before {
+            self.cache().insert(key, Arc::new(known.clone()));
+        }
+        Ok(known.loaded)
     }
 
     /// An aggregate as it was right after a position.
@@ -59,35 +97,30 @@ impl Journal {
         id: &str,
         upto: Position,
     ) -> Result<Loaded<A>, JournalError> {
-        let mut loaded = Loaded::empty(id.to_owned());
-        self.fold(&mut loaded, Some(upto)).await?;
-        Ok(loaded)
+        let mut known = Known::nothing(id);
+        known.fold(self.events::<A>(id, 0, Some(upto)).await?)?;
+        Ok(known.loaded)
     }
 
-    async fn fold<A: Decide>(
+    /// The events of a stream from a sequence on, it included.
+    async fn events<A: Decide>(
         &self,
-        loaded: &mut Loaded<A>,
+        id: &str,
+        from: i64,
         upto: Option<Position>,
-    ) -> Result<(), JournalError> {
-        let rows = sqlx::query_as!(
+    ) -> Result<Vec<EventRow>, JournalError> {
+        Ok(sqlx::query_as!(
             EventRow,
-            r#"SELECT sequence, position, event_type, event_version, payload::text AS "payload!"
+            r#"SELECT sequence, position, event_type, event_version, payload::text AS "payload!", leaf_hash
                FROM events
-               WHERE aggregate_type = $1 AND aggregate_id = $2 AND sequence > $3 AND position <= $4
+               WHERE aggregate_type = $1 AND aggregate_id = $2 AND sequence >= $3 AND position <= $4
                ORDER BY sequence"#,
             A::TYPE,
-            loaded.id,
-            loaded.version,
+            id,
+            from,
             upto.map_or(i64::MAX, |position| position.0),
         )
         .fetch_all(self.pool())
-        .await?;
-        for row in rows {
-            let event = upcast::decode::<A::Event>(&row.event_type, &row.event_version, &row.payload)
-                .map_err(|source| JournalError::Decode { position: Position(row.position), source })?;
-            loaded.state.apply(event);
-            loaded.version = row.sequence;
-        }
-        Ok(())
+        .await?)
     }
 }

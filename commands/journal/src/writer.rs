@@ -30,10 +30,15 @@ const BATCH_RETRIES: u32 = 5;
 pub(crate) struct Request {
     pub(crate) set: AppendSet,
     pub(crate) reply: oneshot::Sender<Result<Receipt, AppendError>>,
-    pub(crate) since: Instant,
+    since: Instant,
+    last: bool,
 }
 
 impl Request {
+    pub(crate) fn new(set: AppendSet, reply: oneshot::Sender<Result<Receipt, AppendError>>) -> Self {
+        Self { set, reply, since: Instant::now(), last: false }
+    }
+
     /// The mark after which the writer ends; carries no events.
     pub(crate) fn last(reply: oneshot::Sender<Result<Receipt, AppendError>>) -> Self {
         let metadata = botledger_domain::EventMetadata::new(
@@ -42,7 +47,7 @@ impl Request {
             Uuid::nil(),
             "close",
         );
-        Self { set: AppendSet::new(metadata), reply, since: Instant::now() }
+        Self { last: true, ..Self::new(AppendSet::new(metadata), reply) }
     }
 
     fn answer(self, result: Result<Receipt, AppendError>) {
@@ -92,16 +97,18 @@ pub(crate) async fn run(
                 Err(_) => break,
             }
         }
-        if let Some(end) = waiting.iter().position(|request| request.set.is_empty()) {
+        if let Some(end) = waiting.iter().position(|request| request.last) {
             waiting.truncate(end);
             open = false;
             queue.close();
         }
         let batch = take_batch(&mut waiting, config.max_batch_events);
-        if batch.is_empty() {
-            continue;
-        }
-        let written = write(&mut link, batch, config.timeout).await;
+        let (empty, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|request| request.set.is_empty());
+        let mut written = match batch.is_empty() {
+            true => Written { requests: Vec::with_capacity(empty.len()) },
+            false => write(&mut link, batch, config.timeout).await,
+        };
+        written.requests.extend(empty.into_iter().map(|request| (request, Ok(Receipt::empty()))));
         if to_flush.send(written).await.is_err() {
             break;
         }
@@ -189,18 +196,24 @@ async fn write(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Written
         match cause {
             Cause::Race if attempt < BATCH_RETRIES => attempt += 1,
             Cause::Race | Cause::Refused if batch.len() > 1 => return one_by_one(link, batch, limit).await,
-            Cause::Race | Cause::Lost => {
+            Cause::Lost => {
                 link.drop_connection();
                 tracing::warn!(error = %error, sets = batch.len(), "the ledger's connection failed; looking up what was written");
                 return after_loss(link, batch, error, limit).await;
             }
-            Cause::Refused => {
-                return Written {
-                    requests: batch
-                        .into_iter()
-                        .map(|r| (r, Err(AppendError::Invalid { source: again(&error) })))
-                        .collect(),
+            Cause::Race | Cause::Refused => {
+                // Alone and still in the way of a row that stands: not the moment's fault, but the set's.
+                let transient = matches!(cause, Cause::Race)
+                    && !error.as_database_error().is_some_and(|refusal| refusal.is_unique_violation());
+                let refusal = || {
+                    let source = again(&error);
+                    if transient {
+                        AppendError::Unavailable { source }
+                    } else {
+                        AppendError::Invalid { source }
+                    }
                 };
+                return Written { requests: batch.into_iter().map(|r| (r, Err(refusal()))).collect() };
             }
         }
     }
@@ -250,7 +263,12 @@ async fn after_loss(link: &mut Link, batch: Vec<Request>, error: sqlx::Error, li
     if !missing.is_empty() {
         let sets: Vec<&AppendSet> = missing.iter().map(|request| &request.set).collect();
         match bounded(limit, append(link, &sets)).await {
-            Ok(outcomes) => requests.extend(missing.into_iter().zip(outcomes)),
+            Ok(outcomes) => {
+                for (request, outcome) in missing.into_iter().zip(outcomes) {
+                    let outcome = own_or(link, &request.set, outcome, limit).await;
+                    requests.push((request, outcome));
+                }
+            }
             Err(error) => {
                 link.drop_connection();
                 requests.extend(
@@ -260,6 +278,34 @@ async fn after_loss(link: &mut Link, batch: Vec<Request>, error: sqlx::Error, li
         }
     }
     Written { requests }
+}
+
+/// A statement whose connection was given up may still wait in the server for the ledger's lock, and
+/// run after it was looked for. Then what stands in the way of its repetition is the set itself.
+async fn own_or(
+    link: &mut Link,
+    set: &AppendSet,
+    outcome: Result<Receipt, AppendError>,
+    limit: Duration,
+) -> Result<Receipt, AppendError> {
+    match outcome {
+        Err(AppendError::Conflict { .. }) | Ok(Receipt { duplicate: true, .. }) => {
+            match bounded(limit, find_written(link, &[set])).await {
+                Ok(found) => match found[0] {
+                    Some(first) => {
+                        let count = i32::try_from(set.events.len()).unwrap_or(i32::MAX);
+                        Ok(Receipt::of_range(first, count, set.versions_after(), false))
+                    }
+                    None => outcome,
+                },
+                Err(source) => {
+                    link.drop_connection();
+                    Err(AppendError::Unavailable { source })
+                }
+            }
+        }
+        settled => settled,
+    }
 }
 
 /// For each set the position of its first event, if exactly that event stands in its place.
@@ -298,9 +344,8 @@ async fn flush(
         while let Ok(next) = finished.try_recv() {
             batches.push(next);
         }
-        let anything = batches.iter().any(|batch| batch.requests.iter().any(|(_, result)| result.is_ok()));
-        let flushed = if anything { bounded(config.timeout, durable_mark(&mut link)).await } else { Ok(()) };
-        if let Err(error) = flushed {
+        // Refusals wait too: what a set was refused for may be a commit that is not durable yet.
+        if let Err(error) = bounded(config.timeout, durable_mark(&mut link)).await {
             link.drop_connection();
             tracing::warn!(error = %error, "the durable mark failed; verifying what stands");
             for batch in batches {
@@ -325,14 +370,14 @@ async fn durable_mark(link: &mut Link) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// After a broken flush: the server may have lost unflushed commits. Answers "appended" only for
-/// what still stands behind a new durable mark.
+/// After a broken flush: the server may have lost unflushed commits, and with them what a refusal or
+/// an "already so" rested on. Answers "appended" only for what still stands behind a new durable mark.
 async fn verify(link: &mut Link, batch: Written, error: &sqlx::Error, limit: Duration) {
     for (request, result) in batch.requests {
         let result = match result {
-            Ok(receipt) if !receipt.duplicate => {
+            Ok(receipt) => {
                 let stands = bounded(limit, async {
-                    let stands = find_written(link, &[&request.set]).await?[0].is_some();
+                    let stands = stands(link, &request.set, &receipt).await?;
                     durable_mark(link).await?;
                     Ok(stands)
                 })
@@ -345,10 +390,28 @@ async fn verify(link: &mut Link, batch: Written, error: &sqlx::Error, limit: Dur
                     }
                 }
             }
-            other => other,
+            refused => refused,
         };
         request.answer(result);
     }
+}
+
+/// Whether what a receipt says is still in the ledger. Nobody knows it of an empty set.
+async fn stands(link: &mut Link, set: &AppendSet, receipt: &Receipt) -> Result<bool, sqlx::Error> {
+    if set.is_empty() {
+        return Ok(false);
+    }
+    if !receipt.duplicate {
+        return Ok(
+            find_written(link, &[set]).await?[0] == receipt.event_positions.first().map(|first| first.0)
+        );
+    }
+    let connection = link.get().await?;
+    let position =
+        sqlx::query_scalar!("SELECT position FROM events WHERE idempotency_key = $1", set.idempotency_key(),)
+            .fetch_optional(connection)
+            .await?;
+    Ok(position.is_some() && position == receipt.event_positions.first().map(|first| first.0))
 }
 
 async fn bounded<T>(
