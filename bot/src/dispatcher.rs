@@ -59,6 +59,11 @@ impl Dispatcher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a turn waits or is being worked on.
+    pub(crate) fn knows(&self, turn: TurnId) -> bool {
+        self.lock().known.contains(&turn)
+    }
+
     /// Takes a turn in; false when it is here already.
     pub(crate) fn submit(&self, work: Work) -> bool {
         let mut state = self.lock();

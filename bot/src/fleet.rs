@@ -2,18 +2,20 @@
 
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use botledger_commands::{App, Caller, Fence, Lease};
 use botledger_domain::{
-    BotId, Language, Position,
+    BotId, Language, Position, TurnId,
     bot::{Bot, BotStatus, UpdateMode},
-    turn::Lane,
+    turn::{Ask, Lane},
 };
 use botledger_llm::ChatProvider;
 use botledger_projections::{ReadPool, open_turns, running_bots, wait_for};
+use futures::FutureExt;
 use redis::{AsyncCommands, aio::ConnectionManager};
 use serde_json::{Value, json};
 use tokio::{
@@ -25,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
 use crate::{
-    commands::menu,
+    commands::{Command, menu},
     dispatcher::{Dispatcher, Work},
     intake,
     pacer::Pacer,
@@ -148,8 +150,8 @@ enum Ended {
     Stopped,
     /// Somebody else has it; come back after this long.
     Elsewhere(Duration),
-    /// It went wrong; come back later and later.
-    Failed,
+    /// It went wrong; come back later and later, and not before Telegram allows.
+    Failed(Option<Duration>),
 }
 
 fn lock(held: &Held) -> MutexGuard<'_, HashMap<BotId, Arc<HeldBot>>> {
@@ -176,7 +178,8 @@ impl Fleet {
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
-                Some(ended) = running.join_next() => self.ended(ended, &mut tasks, &mut pauses),
+                // Panics are caught inside, so there is always an end to be told.
+                Some(Ok(ended)) = running.join_next() => self.ended(ended, &mut tasks, &mut pauses),
                 _ = look.tick() => {
                     match running_bots(&self.deps.read).await {
                         Ok(wanted) => self.reconcile(&wanted, &mut tasks, &pauses, &mut running),
@@ -213,23 +216,27 @@ impl Fleet {
             let stop = CancellationToken::new();
             tasks.insert(bot, Task { stop: stop.clone(), ended: false });
             let (deps, held) = (Arc::clone(&self.deps), Arc::clone(&self.held));
-            running.spawn(async move { (bot, hold(deps, held, bot, stop).await) });
+            running.spawn(async move {
+                let holding = hold(deps, Arc::clone(&held), bot, stop);
+                match AssertUnwindSafe(holding).catch_unwind().await {
+                    Ok(ended) => (bot, ended),
+                    Err(_) => {
+                        // The panic was reported where it happened. The lease runs out by itself.
+                        tracing::error!(bot.id = %bot, "the task of bot {bot} panicked");
+                        lock(&held).remove(&bot);
+                        (bot, Ended::Failed(None))
+                    }
+                }
+            });
         }
     }
 
     fn ended(
         &self,
-        ended: Result<(BotId, Ended), tokio::task::JoinError>,
+        (bot, ended): (BotId, Ended),
         tasks: &mut HashMap<BotId, Task>,
         pauses: &mut HashMap<BotId, (u32, Instant)>,
     ) {
-        let Ok((bot, ended)) = ended else {
-            // A panic: whose task it was is not told, so everything that is not held may be tried again.
-            tracing::error!("the task of a bot panicked");
-            let held = lock(&self.held);
-            tasks.retain(|bot, _| held.contains_key(bot));
-            return;
-        };
         tasks.remove(&bot);
         match ended {
             Ended::Stopped => {
@@ -238,10 +245,11 @@ impl Fleet {
             Ended::Elsewhere(pause) => {
                 pauses.insert(bot, (0, Instant::now() + pause));
             }
-            Ended::Failed => {
+            Ended::Failed(not_before) => {
                 let failures = pauses.get(&bot).map_or(0, |(failures, _)| *failures) + 1;
                 let pause = Duration::from_millis(500) * 2u32.saturating_pow(failures.min(16));
-                pauses.insert(bot, (failures, Instant::now() + pause.min(self.deps.config.retry_max)));
+                let pause = pause.min(self.deps.config.retry_max).max(not_before.unwrap_or_default());
+                pauses.insert(bot, (failures, Instant::now() + pause));
             }
         }
     }
@@ -298,7 +306,7 @@ async fn hold(deps: Arc<Deps>, held: Held, id: BotId, stop: CancellationToken) -
         Ok(Lease::Taken { time_left, .. }) => return Ended::Elsewhere(time_left.min(ttl)),
         Err(error) => {
             tracing::warn!(bot.id = %id, error = %error, "the lease of bot {id} could not be asked for");
-            return Ended::Failed;
+            return Ended::Failed(None);
         }
     };
     hint.set(ttl).await;
@@ -328,7 +336,7 @@ async fn serve(
         (Ok(state), Ok(token)) => (state, token),
         (Err(error), _) | (_, Err(error)) => {
             tracing::warn!(bot.id = %id, error = %error, "bot {id} cannot be opened");
-            return Ended::Failed;
+            return Ended::Failed(None);
         }
     };
     let bot = Arc::new(HeldBot {
@@ -368,18 +376,27 @@ async fn serve(
     }
     let ended = match began {
         Err(error) => {
-            if let CallError::Refused(refusal) = &error
-                && refusal.class == ErrorClass::Credential
-            {
-                bot.fault(refusal);
-            } else {
+            let not_before = match &error {
+                CallError::Refused(refusal) if refusal.class == ErrorClass::Credential => {
+                    bot.fault(refusal);
+                    None
+                }
+                CallError::Refused(refusal) => refusal.retry_after,
+                _ => None,
+            };
+            if bot.faulted.borrow().is_none() {
                 tracing::warn!(bot.id = %id, error = %error, "bot {id} could not be started");
             }
-            Ended::Failed
+            Ended::Failed(not_before)
         }
         Ok(()) => tokio::select! {
             () = stop.cancelled() => Ended::Stopped,
-            _ = faulted.wait_for(Option::is_some) => Ended::Failed,
+            _ = faulted.wait_for(Option::is_some) => Ended::Failed(None),
+            // None of them ends by itself; one that panicked leaves a bot that is deaf or mute.
+            Some(part) = parts.join_next() => {
+                tracing::error!(bot.id = %id, part = ?part, "a part of bot {id} ended");
+                Ended::Failed(None)
+            }
             kept = &mut keeper => match kept {
                 Ok(Kept::Changed) => Ended::Stopped,
                 Ok(Kept::Lost) | Err(_) => Ended::Elsewhere(Duration::ZERO),
@@ -456,11 +473,14 @@ async fn take_up(bot: &Arc<HeldBot>) -> usize {
     match open_turns(&bot.deps.read, bot.id, Position(0), SWEPT).await {
         Ok(turns) => {
             for open in turns {
+                if bot.dispatcher.knows(open.turn) {
+                    continue;
+                }
                 let work = Work {
                     turn: open.turn,
                     conversation: open.conversation,
                     lane: open.lane,
-                    stops: false,
+                    stops: open.lane == Lane::High && asks_to_stop(bot, open.turn).await,
                     entry: None,
                 };
                 found += usize::from(bot.dispatcher.submit(work));
@@ -469,6 +489,13 @@ async fn take_up(bot: &Arc<HeldBot>) -> usize {
         Err(error) => tracing::warn!(bot.id = %bot.id, error = %error, "open turns cannot be read"),
     }
     found
+}
+
+/// Whether a turn found in the ledger is a `/stop`, which does not wait for what it is to end.
+async fn asks_to_stop(bot: &HeldBot, turn: TurnId) -> bool {
+    let loaded = bot.deps.app.turns.load(turn).await;
+    let ask = loaded.ok().and_then(|loaded| loaded.state.message).map(|message| message.ask);
+    matches!(ask, Some(Ask::Command { name }) if name == Command::Stop.name())
 }
 
 enum Kept {
@@ -485,7 +512,14 @@ async fn keep(bot: Arc<HeldBot>, as_begun: Bot, hint: Hint) -> Kept {
     loop {
         tokio::time::sleep((ttl / 4).min(Duration::from_secs(2))).await;
         let asked_at = Instant::now();
-        match bot.deps.app.bots.renew_lease(bot.id, bot.fence, ttl).await {
+        let renewing = bot.deps.app.bots.renew_lease(bot.id, bot.fence, ttl);
+        // Another process may take the bot at that moment, whether the database answers us or not.
+        let Ok(renewed) = tokio::time::timeout_at(valid_until, renewing).await else {
+            tracing::warn!(bot.id = %bot.id, epoch = bot.fence.epoch, "the lease of bot {} has run out unanswered", bot.id);
+            bot.halt.cancel();
+            return Kept::Lost;
+        };
+        match renewed {
             Ok(true) => {
                 valid_until = asked_at + ttl;
                 hint.set(ttl).await;

@@ -8,6 +8,7 @@ use serde_json::{json, value::RawValue};
 use tokio::time::Instant;
 
 use crate::{
+    commands::Command,
     crash,
     dispatcher::Work,
     fleet::HeldBot,
@@ -53,7 +54,7 @@ const MOST_WAITING: usize = 5_000;
 const FORGET_OFFSET: Duration = Duration::from_secs(25 * 3_600);
 
 fn asks_to_stop(update: &IncomingUpdate) -> bool {
-    matches!(&update.kind, IncomingKind::Message { ask: Ask::Command { name }, .. } if name == "stop")
+    matches!(&update.kind, IncomingKind::Message { ask: Ask::Command { name }, .. } if name == Command::Stop.name())
 }
 
 /// Stores a batch and puts what wants an answer in line. Nothing may be confirmed before this is done.

@@ -30,6 +30,8 @@ const REMEMBERED: usize = 20_000;
 pub(crate) struct Pacer {
     /// When each chat would be wholly free again.
     free_at: Arc<Mutex<HashMap<i64, Instant>>>,
+    /// Until when Telegram wants to hear nothing for a chat.
+    parked: Arc<Mutex<HashMap<i64, Instant>>>,
 }
 
 fn pace(chat: i64) -> Pace {
@@ -75,8 +77,20 @@ impl Pacer {
         true
     }
 
+    /// Whether Telegram said when to come back, and it is not yet time.
+    pub(crate) fn is_parked(&self, chat: i64) -> bool {
+        let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        parked.get(&chat).is_some_and(|until| Instant::now() < *until)
+    }
+
     /// Telegram said when to come back: nobody sends there before.
     pub(crate) fn park(&self, chat: i64, pause: Duration) {
+        {
+            let now = Instant::now();
+            let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+            parked.retain(|_, until| *until > now);
+            parked.insert(chat, now + pause);
+        }
         let pace = pace(chat);
         let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
         let until = Instant::now() + pause + pace.interval * (pace.burst - 1);
@@ -120,7 +134,7 @@ mod tests {
     fn a_parked_chat_waits_as_long_as_told() {
         let pacer = Pacer::default();
         pacer.park(5, Duration::from_secs(30));
-        assert!(!pacer.try_edit(5));
+        assert!(!pacer.try_edit(5) && pacer.is_parked(5) && !pacer.is_parked(6));
         let wait = pacer.take(5, Instant::now());
         assert!((Duration::from_secs(29)..=Duration::from_secs(31)).contains(&wait), "{wait:?}");
         assert!(pacer.take(6, Instant::now()).is_zero(), "others are not held up");

@@ -2,7 +2,13 @@
 //! and everybody how deep and old the queue is. All of it may vanish at any moment: open turns are
 //! in the ledger, and the sweeper puts them back.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use botledger_domain::{BotId, ConversationId, TurnId, turn::Lane};
 use redis::{
@@ -17,6 +23,9 @@ use crate::dispatcher::Work;
 /// Entries a stream holds at most, about; older ones are in the ledger anyway.
 const MAX_LEN: usize = 100_000;
 const BATCH: usize = 500;
+/// Numbers what this process pushes: two lanes are two streams, and within a millisecond their ids
+/// do not tell which entry came first.
+static PUSHED: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Clone)]
 pub(crate) struct Queue {
@@ -84,6 +93,8 @@ impl Queue {
                 .arg(work.conversation.to_string())
                 .arg("s")
                 .arg(u8::from(work.stops))
+                .arg("n")
+                .arg(PUSHED.fetch_add(1, Ordering::Relaxed))
                 .ignore();
         }
         let taken = self.ask(async { pipe.query_async::<()>(&mut redis).await }).await.is_some();
@@ -95,7 +106,8 @@ impl Queue {
         taken
     }
 
-    /// Everything that came since the cursor; absent when Redis gives no answer.
+    /// Everything that came since the cursor, of both lanes in the order in which it was pushed: a
+    /// command must not overtake the text before it. Absent when Redis gives no answer.
     pub(crate) async fn read(&self, cursor: &mut Cursor) -> Option<Vec<Work>> {
         let mut redis = self.redis.clone()?;
         let keys = [self.key(Lane::High), self.key(Lane::Normal)];
@@ -121,11 +133,14 @@ impl Queue {
                 );
                 if let (Some(turn), Some(conversation)) = ids {
                     let stops = text("s").as_deref() == Some("1");
-                    works.push(Work { turn, conversation, lane, stops, entry: Some(entry.id) });
+                    let number = text("n").and_then(|number| number.parse::<u64>().ok());
+                    let place = (pushed_at(&entry.id), number);
+                    works.push((place, Work { turn, conversation, lane, stops, entry: Some(entry.id) }));
                 }
             }
         }
-        Some(works)
+        works.sort_by_key(|(place, _)| *place);
+        Some(works.into_iter().map(|(_, work)| work).collect())
     }
 
     /// Waits until something was pushed by this process, or until the pause is over.
@@ -157,7 +172,12 @@ impl Queue {
         pipe.xlen(&key).cmd("XRANGE").arg(&key).arg("-").arg("+").arg("COUNT").arg(1);
         let (depth, oldest): (u64, redis::streams::StreamRangeReply) =
             self.ask(async { pipe.query_async(&mut redis).await }).await?;
-        let born = oldest.ids.first().and_then(|entry| entry.id.split('-').next()?.parse::<u64>().ok());
+        let born = oldest.ids.first().and_then(|entry| pushed_at(&entry.id));
         Some(Fill { depth, age_ms: born.map_or(0, |born| now_ms.saturating_sub(born)) })
     }
+}
+
+/// The time in an entry's id, Unix milliseconds.
+fn pushed_at(id: &str) -> Option<u64> {
+    id.split('-').next()?.parse().ok()
 }

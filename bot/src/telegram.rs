@@ -181,6 +181,8 @@ impl Telegram {
             // A connection that the server has closed while it lay idle makes outcomes unknown.
             .pool_idle_timeout(Duration::from_secs(20))
             .tcp_nodelay(true)
+            // The token is part of the address: it goes nowhere else.
+            .redirect(reqwest::redirect::Policy::none())
             .build()?;
         Ok(Self { base: base_url.trim_end_matches('/').to_owned(), http, patience })
     }

@@ -246,8 +246,10 @@ impl Worker<'_> {
             parameters["message_thread_id"] = thread.into();
         }
         loop {
-            // Decoration: whether it arrives does not matter.
-            let _ = self.call::<Value>("sendChatAction", &parameters, EDIT_PATIENCE).await;
+            if !self.bot.pacer.is_parked(destination.chat) {
+                // Decoration: whether it arrives does not matter.
+                let _ = self.call::<Value>("sendChatAction", &parameters, EDIT_PATIENCE).await;
+            }
             tokio::time::sleep(self.bot.deps.config.typing_interval).await;
         }
     }
@@ -596,6 +598,8 @@ impl Worker<'_> {
 
     async fn place(&self, destination: &Destination) -> Result<(), SendEnd> {
         tokio::select! {
+            // Looked at first: whoever has lost the bot sends nothing more.
+            biased;
             () = self.bot.halt.cancelled() => Err(SendEnd::Halted),
             () = self.bot.pacer.wait(destination.chat) => Ok(()),
         }

@@ -188,6 +188,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/api/tags", get(tags))
         .route("/api/show", post(show))
         .route("/api/chat", post(chat))
+        .route("/_sim/health", get(|| async { Json(json!({"simulated": "ollama"})) }))
         .route("/_sim/faults", post(add_fault))
         .route("/_sim/hold", post(hold))
         .route("/_sim/served", get(served))

@@ -265,7 +265,28 @@ impl TelegramSim {
     /// # Errors
     /// When there is no such bot.
     pub fn say(&self, bot: &str, person: &Person, text: &str) -> Result<i64, String> {
-        self.shared.say(bot, person, None, text)
+        self.shared.say(bot, person, None, None, text)
+    }
+
+    /// Somebody writes in a chat of any kind, in a topic of a forum when one is named; the id of their
+    /// message.
+    ///
+    /// # Errors
+    /// When there is no such bot.
+    pub fn say_in(
+        &self,
+        bot: &str,
+        person: &Person,
+        chat: Value,
+        topic: Option<i64>,
+        text: &str,
+    ) -> Result<i64, String> {
+        self.shared.say(bot, person, Some(chat), topic, text)
+    }
+
+    /// A group becomes a supergroup with another id: sending to the old one tells the new one.
+    pub fn migrate(&self, bot: &str, from: i64, to: i64) {
+        self.shared.migrate(bot, from, to);
     }
 
     /// Somebody presses a button under a message.

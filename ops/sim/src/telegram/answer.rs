@@ -30,21 +30,26 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new().route("/{bot}/{method}", any(call)).with_state(shared)
 }
 
-/// An error answer: code, description, seconds to wait.
-struct Refused(u16, String, Option<u64>);
+/// An error answer: code, description, `parameters`.
+struct Refused(u16, String, Option<Value>);
 
 impl Refused {
     fn bad(description: impl Into<String>) -> Self {
         Self(400, description.into(), None)
     }
+
+    fn flood(seconds: u64) -> Self {
+        let parameters = json!({"retry_after": seconds});
+        Self(429, format!("Too Many Requests: retry after {seconds}"), Some(parameters))
+    }
 }
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let Self(code, description, retry_after) = self;
+        let Self(code, description, parameters) = self;
         let mut body = json!({"ok": false, "error_code": code, "description": description});
-        if let Some(seconds) = retry_after {
-            body["parameters"] = json!({"retry_after": seconds});
+        if let Some(parameters) = parameters {
+            body["parameters"] = parameters;
         }
         let status = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST);
         (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
@@ -76,7 +81,14 @@ async fn call(
         Ok(parameters) => parameters,
         Err(refused) => return refused.into_response(),
     };
-    let call = Call { shared: &shared, username: &username, method: method.name, parameters: &parameters };
+    let mut call = Call {
+        shared: &shared,
+        username: &username,
+        method: method.name,
+        parameters: &parameters,
+        too_early: false,
+    };
+    call.too_early = call.is_too_early();
     call.answer().await
 }
 
@@ -115,9 +127,17 @@ struct Call<'a> {
     username: &'a str,
     method: &'static str,
     parameters: &'a Map<String, Value>,
+    /// The chat had been told to wait when the call came.
+    too_early: bool,
 }
 
 impl Call<'_> {
+    fn is_too_early(&self) -> bool {
+        let limited = matches!(self.method, "sendMessage" | "editMessageText" | "sendChatAction");
+        let Some(chat) = self.integer("chat_id").filter(|_| limited) else { return false };
+        self.shared.lock().bot(self.username).is_some_and(|bot| bot.flood.told_to_wait(chat, now_ms()))
+    }
+
     async fn answer(&self) -> Response {
         let chat = self.integer("chat_id");
         let fault = self.shared.lock().strike(self.method, self.username, chat);
@@ -129,7 +149,8 @@ impl Call<'_> {
                     bot.flood.tell_to_wait(chat, now_ms() + i64::try_from(seconds).unwrap_or(0) * 1_000);
                 }
                 self.note(&code.to_string(), None);
-                return Refused(code, description, retry_after).into_response();
+                let parameters = retry_after.map(|seconds| json!({"retry_after": seconds}));
+                return Refused(code, description, parameters).into_response();
             }
             Some(FaultKind::CutBefore) => {
                 self.note("cut_before", None);
@@ -165,30 +186,21 @@ impl Call<'_> {
         }
     }
 
-    /// Polls and typing are not worth a line each.
+    /// Polls are not worth a line each.
     fn note(&self, outcome: &str, id: Option<i64>) {
-        if outcome == "ok" && matches!(self.method, "getUpdates" | "sendChatAction") {
+        if outcome == "ok" && self.method == "getUpdates" {
             return;
         }
-        let chat = self.integer("chat_id");
-        let mut state = self.shared.lock();
-        let during = match (chat, outcome) {
-            (Some(chat), "429" | "ok") => {
-                state.bot(self.username).is_some_and(|bot| bot.flood.told_to_wait(chat, now_ms() - 50))
-                    && outcome == "ok"
-            }
-            _ => false,
-        };
-        state.note(LogEntry {
+        self.shared.lock().note(LogEntry {
             number: 0,
             at_ms: 0,
             bot: self.username.to_owned(),
             what: self.method.to_owned(),
             outcome: outcome.to_owned(),
-            chat,
+            chat: self.integer("chat_id"),
             id: id.or_else(|| self.integer("message_id")),
             text: self.text("text").map(str::to_owned),
-            during_retry_after: during,
+            during_retry_after: self.too_early,
         });
     }
 
@@ -261,11 +273,8 @@ impl Call<'_> {
                 }
             }),
             "sendChatAction" => self.with_bot(|bot| {
-                let chat = self.chat()?;
-                match bot.refuses(chat) {
-                    Some((code, description)) => Err(Refused(code, description.to_owned(), None)),
-                    None => Ok(true.into()),
-                }
+                self.reachable(bot)?;
+                Ok(true.into())
             }),
             "answerCallbackQuery" => self.with_bot(|bot| {
                 match bot.callbacks.remove(self.text("callback_query_id").unwrap_or_default()) {
@@ -296,6 +305,22 @@ impl Call<'_> {
 
     fn chat(&self) -> Result<i64, Refused> {
         self.integer("chat_id").ok_or_else(|| Refused::bad("Bad Request: chat not found"))
+    }
+
+    /// A chat that something can be sent to.
+    fn reachable(&self, bot: &super::state::Bot) -> Result<i64, Refused> {
+        let chat = self.chat()?;
+        if let Some(now) = bot.migrated.get(&chat) {
+            return Err(Refused(
+                400,
+                "Bad Request: group chat was upgraded to a supergroup chat".to_owned(),
+                Some(json!({"migrate_to_chat_id": now})),
+            ));
+        }
+        match bot.refuses(chat) {
+            Some((code, description)) => Err(Refused(code, description.to_owned(), None)),
+            None => Ok(chat),
+        }
     }
 
     async fn get_updates(&self) -> Result<Value, Refused> {
@@ -366,6 +391,11 @@ impl Call<'_> {
             return Err(Refused::bad("Bad Request: bad webhook: invalid URL"));
         }
         let generation = self.with_bot(|bot| {
+            // The real server takes a webhook once a second.
+            if !url.is_empty() && now_ms() - bot.webhook_set_at < 1_000 {
+                return Err(Refused::flood(1));
+            }
+            bot.webhook_set_at = now_ms();
             if self.flag("drop_pending_updates") {
                 bot.pending.clear();
             }
@@ -431,17 +461,14 @@ impl Call<'_> {
         let now = now_ms();
         bot.flood.take(limits, chat, now).map_err(|seconds| {
             bot.flood.tell_to_wait(chat, now + i64::try_from(seconds).unwrap_or(1) * 1_000);
-            Refused(429, format!("Too Many Requests: retry after {seconds}"), Some(seconds))
+            Refused::flood(seconds)
         })
     }
 
     fn send_message(&self) -> Result<Value, Refused> {
         self.check_text()?;
         self.with_bot(|bot| {
-            let chat = self.chat()?;
-            if let Some((code, description)) = bot.refuses(chat) {
-                return Err(Refused(code, description.to_owned(), None));
-            }
+            let chat = self.reachable(bot)?;
             self.flood(bot, chat)?;
             Ok(bot.send(chat, self.parameters))
         })

@@ -28,6 +28,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/_sim/faults", post(fault))
         .route("/_sim/behaviour", post(behaviour))
         .route("/_sim/block", post(block))
+        .route("/_sim/migrate", post(migrate))
         .route("/_sim/revoke", post(revoke))
         .route("/_sim/delivery", get(delivery))
         .route("/_sim/log", get(log))
@@ -71,13 +72,16 @@ struct Say {
     person: Option<Person>,
     /// Absent: their private chat.
     chat: Option<Value>,
+    /// Topic of a forum.
+    #[serde(default)]
+    topic: Option<i64>,
     text: String,
 }
 
 impl Say {
     fn say(self, shared: &Shared) -> Result<i64, Wrong> {
         let person = self.person.unwrap_or_else(|| Person::number(1));
-        shared.say(&self.bot, &person, self.chat, &self.text).map_err(Wrong)
+        shared.say(&self.bot, &person, self.chat, self.topic, &self.text).map_err(Wrong)
     }
 }
 
@@ -149,6 +153,18 @@ fn yes() -> bool {
 
 async fn block(State(shared): Control, Json(block): Json<Block>) -> Json<Value> {
     shared.block(&block.bot, block.chat, block.blocked);
+    Json(json!({}))
+}
+
+#[derive(Deserialize)]
+struct Migrate {
+    bot: String,
+    from: i64,
+    to: i64,
+}
+
+async fn migrate(State(shared): Control, Json(migrate): Json<Migrate>) -> Json<Value> {
+    shared.migrate(&migrate.bot, migrate.from, migrate.to);
     Json(json!({}))
 }
 

@@ -70,6 +70,10 @@ pub(super) struct Bot {
     pub(super) flood: Flood,
     chats: HashMap<i64, Value>,
     blocked: HashSet<i64>,
+    /// Groups that have another id now.
+    pub(super) migrated: HashMap<i64, i64>,
+    /// When a webhook was last set, Unix time in milliseconds.
+    pub(super) webhook_set_at: i64,
     sent: BTreeMap<i64, SentMessage>,
     pub(super) commands: HashMap<(String, String), Value>,
     pub(super) callbacks: HashSet<String>,
@@ -182,6 +186,7 @@ impl Shared {
         bot: &str,
         person: &Person,
         chat: Option<Value>,
+        topic: Option<i64>,
         text: &str,
     ) -> Result<i64, String> {
         let mut state = self.lock();
@@ -196,6 +201,10 @@ impl Shared {
         let entities = command_entities(text);
         if !entities.is_null() {
             message["entities"] = entities;
+        }
+        if let Some(topic) = topic {
+            message["message_thread_id"] = topic.into();
+            message["is_topic_message"] = true.into();
         }
         state.arrive(bot, "message", json!({ "message": message }));
         Ok(message_id)
@@ -243,7 +252,10 @@ impl Shared {
         let mut state = self.lock();
         let known = state.bots.get_mut(bot).ok_or_else(|| no_bot(bot))?;
         let chat = chat_in(&update).map(|(id, _)| id);
-        known.pending.push_back(Pending { id: update["update_id"].as_i64(), chat, update });
+        let id = update["update_id"].as_i64();
+        // What comes afterwards has a higher id, or its confirmation would come first.
+        known.next_update = known.next_update.max(id.unwrap_or_default());
+        known.pending.push_back(Pending { id, chat, update });
         known.arrived.notify_waiters();
         Ok(())
     }
@@ -259,6 +271,13 @@ impl Shared {
             } else {
                 known.blocked.remove(&chat);
             }
+        }
+    }
+
+    pub(super) fn migrate(&self, bot: &str, from: i64, to: i64) {
+        if let Some(known) = self.lock().bots.get_mut(bot) {
+            known.chats.insert(to, json!({"id": to, "type": "supergroup", "title": "simulated"}));
+            known.migrated.insert(from, to);
         }
     }
 
@@ -342,6 +361,8 @@ impl State {
             flood: Flood::default(),
             chats: HashMap::new(),
             blocked: HashSet::new(),
+            migrated: HashMap::new(),
+            webhook_set_at: 0,
             sent: BTreeMap::new(),
             commands: HashMap::new(),
             callbacks: HashSet::new(),
