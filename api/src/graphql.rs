@@ -38,7 +38,8 @@ use scalars::At;
 
 /// How long a reader waits for its own writes.
 const OWN_WRITES: Duration = Duration::from_secs(5);
-const MAX_COMPLEXITY: usize = 4_000;
+/// A page of 200 turns with all their plain fields, and some more.
+const MAX_COMPLEXITY: usize = 10_000;
 
 #[derive(MergedObject, Default)]
 pub(crate) struct Query(

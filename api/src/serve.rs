@@ -142,7 +142,10 @@ mod tests {
     #[tokio::test]
     async fn a_running_request_is_finished_before_the_server_ends() {
         let (arrived, go_on) = (std::sync::Arc::new(Notify::new()), std::sync::Arc::new(Notify::new()));
-        let slow = async |Extension((arrived, go_on)): Extension<(std::sync::Arc<Notify>, std::sync::Arc<Notify>)>| {
+        let slow = async |Extension((arrived, go_on)): Extension<(
+            std::sync::Arc<Notify>,
+            std::sync::Arc<Notify>,
+        )>| {
             arrived.notify_one();
             go_on.notified().await;
             "done"

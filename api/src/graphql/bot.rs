@@ -151,9 +151,9 @@ impl From<Settings> for BotSettings {
     }
 }
 
-/// A Telegram bot of the fleet.
 pub(crate) struct Bot(pub(crate) BotRow);
 
+/// A Telegram bot of the fleet.
 #[Object]
 impl Bot {
     /// `bot:…`

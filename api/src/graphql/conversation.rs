@@ -30,9 +30,9 @@ wire_enum! {
     }
 }
 
-/// A person's message and the model's answer to it.
 pub(crate) struct Exchange(Said);
 
+/// A person's message and the model's answer to it.
 #[Object]
 impl Exchange {
     /// What the person wrote; null once erased.
@@ -60,9 +60,9 @@ impl Exchange {
     }
 }
 
-/// One session of a conversation: the model remembers within it.
 pub(crate) struct ChatSession(SessionRow);
 
+/// One session of a conversation: the model remembers within it.
 #[Object]
 impl ChatSession {
     /// From 1.
@@ -92,9 +92,9 @@ impl ChatSession {
     }
 }
 
-/// One chat (and thread) with one bot.
 pub(crate) struct Conversation(pub(crate) ConversationRow);
 
+/// One chat (and thread) with one bot.
 #[Object]
 impl Conversation {
     /// `conversation:…`

@@ -21,7 +21,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Pages looked through for events of the caller's workspace, at most.
 const PAGES: usize = 20;
 
-/// An event of the ledger. Personal data in it is sealed.
 pub(crate) struct Event(pub(crate) Arc<RecordedEvent>);
 
 impl Event {
@@ -30,6 +29,7 @@ impl Event {
     }
 }
 
+/// An event of the ledger. Personal data in it is sealed.
 #[Object]
 impl Event {
     /// Its place in the ledger.

@@ -46,9 +46,9 @@ wire_enum! {
     }
 }
 
-/// An account.
 pub(crate) struct Operator(pub(crate) OperatorRow);
 
+/// An account.
 #[Object]
 impl Operator {
     /// `operator:…`

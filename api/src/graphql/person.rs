@@ -26,9 +26,9 @@ pub(crate) struct Profile {
     username: Option<String>,
 }
 
-/// Somebody who wrote to a bot.
 pub(crate) struct Person(pub(crate) PersonRow);
 
+/// Somebody who wrote to a bot.
 #[Object]
 impl Person {
     /// `person:…`, a pseudonym that nobody can turn into a Telegram id without the key.

@@ -10,9 +10,9 @@ use super::{
     scalars::At,
 };
 
-/// How a read model keeps up with the ledger.
 pub(crate) struct Projection(CheckpointStatus);
 
+/// How a read model keeps up with the ledger.
 #[Object]
 impl Projection {
     /// Stable, for example `turns`.

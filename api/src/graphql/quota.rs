@@ -61,9 +61,9 @@ pub(crate) struct QuotaOverride {
     expires_at: DateTime<Utc>,
 }
 
-/// A person's quota, as of its last event: a window may have ended since.
 pub(crate) struct Quota(pub(crate) QuotaRow);
 
+/// A person's quota, as of its last event: a window may have ended since.
 #[Object]
 impl Quota {
     /// `quota:…`

@@ -15,9 +15,9 @@ use super::{
     scalars::{At, NodeKind},
 };
 
-/// A person's standing with a bot, once a moderator decided something about it.
 pub(crate) struct Standing(pub(crate) StandingRow);
 
+/// A person's standing with a bot, once a moderator decided something about it.
 #[Object]
 impl Standing {
     /// `standing:…`

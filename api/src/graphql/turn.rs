@@ -61,9 +61,9 @@ wire_enum! {
     }
 }
 
-/// One message and what became of it.
 pub(crate) struct Turn(pub(crate) TurnRow);
 
+/// One message and what became of it.
 #[Object]
 impl Turn {
     /// `turn:…`
@@ -271,13 +271,12 @@ impl TurnFilterInput {
     }
 }
 
-/// Counts a list's rows only when asked to.
 pub(crate) struct TurnTotals(TurnFilter);
 
+/// Counts a list's rows only when asked to.
 #[Object]
 impl TurnTotals {
     /// How many turns pass the filter.
-    #[graphql(complexity = 50)]
     async fn total_count(&self, ctx: &Context<'_>) -> ApiResult<BigInt> {
         Ok(BigInt(turns_count(&Scope::of(ctx)?.services.read, &self.0).await?))
     }

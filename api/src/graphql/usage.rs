@@ -24,9 +24,9 @@ pub(crate) enum Grain {
     Day,
 }
 
-/// Sums of one bucket, bot and model. Every figure counts in the bucket in which it happened.
 pub(crate) struct Usage(UsageRow);
 
+/// Sums of one bucket, bot and model. Every figure counts in the bucket in which it happened.
 #[Object]
 impl Usage {
     /// Beginning of the bucket.

@@ -22,9 +22,9 @@ pub(crate) struct Plan {
     period: Period,
 }
 
-/// A tenant: everything belongs to one.
 pub(crate) struct Workspace(pub(crate) WorkspaceRow);
 
+/// A tenant: everything belongs to one.
 #[Object]
 impl Workspace {
     /// `workspace:…`

@@ -181,8 +181,10 @@ fn discreet(message: &str) -> String {
     let mut told = String::with_capacity(message.len());
     for (index, part) in message.split('"').enumerate() {
         let quoted = index % 2 == 1;
-        let words = || part.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
-        let known = !quoted || words().all(|word| names.contains(word) || word.bytes().all(|b| b.is_ascii_digit()));
+        let words =
+            || part.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+        let known =
+            !quoted || words().all(|word| names.contains(word) || word.bytes().all(|b| b.is_ascii_digit()));
         if index > 0 {
             told.push('"');
         }

@@ -3,11 +3,9 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use axum::{
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
+use axum::response::{
+    IntoResponse, Response,
+    sse::{Event, KeepAlive, Sse},
 };
 use futures::{StreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;

@@ -47,7 +47,10 @@ async fn the_answer_comes_as_the_client_takes_it(pool: PgPool) {
         (None, "application/json; charset=utf-8"),
         (Some("*/*"), "application/json; charset=utf-8"),
         (Some("application/json"), "application/json; charset=utf-8"),
-        (Some("application/graphql-response+json, application/json;q=0.9"), "application/graphql-response+json; charset=utf-8"),
+        (
+            Some("application/graphql-response+json, application/json;q=0.9"),
+            "application/graphql-response+json; charset=utf-8",
+        ),
     ] {
         let good = ask(accept, "{ platform { head } }").await;
         assert_eq!((good.status.as_u16(), good.header("content-type")), (200, kind));
@@ -72,13 +75,23 @@ async fn the_answer_comes_as_the_client_takes_it(pool: PgPool) {
 #[sqlx::test(migrations = "../migrations")]
 async fn only_json_is_read_and_only_whole(pool: PgPool) {
     let platform = Platform::open(pool).await;
-    for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/graphql", ""] {
+    for kind in
+        ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/graphql", ""]
+    {
         let answer = body(&platform, kind, "{\"query\":\"{ __typename }\"}").await;
         assert_eq!(answer.status, 415, "{kind}");
     }
     let good = body(&platform, "application/json; charset=utf-8", "{\"query\":\"{ __typename }\"}").await;
     assert_eq!(good.json()["data"]["__typename"], "Query");
-    for text in ["", "{", "[]", "[{\"query\":\"{ __typename }\"}]", "{\"query\":1}", "{\"query\":\"{a}\",\"variables\":[]}", "null"] {
+    for text in [
+        "",
+        "{",
+        "[]",
+        "[{\"query\":\"{ __typename }\"}]",
+        "{\"query\":1}",
+        "{\"query\":\"{a}\",\"variables\":[]}",
+        "null",
+    ] {
         let answer = body(&platform, "application/json", text).await;
         assert_eq!(answer.status, 400, "{text}");
         assert_eq!(answer.json()["code"], "BAD_INPUT");
@@ -94,9 +107,17 @@ async fn only_json_is_read_and_only_whole(pool: PgPool) {
         Ok(response) => assert_eq!(response.status(), 413),
         Err(error) => assert!(error.is_request() || error.is_body(), "{error}"),
     }
-    let deep = format!("{{\"query\":\"{{ __typename }}\",\"variables\":{}1{}}}", "{\"a\":".repeat(2_000), "}".repeat(2_000));
+    let deep = format!(
+        "{{\"query\":\"{{ __typename }}\",\"variables\":{}1{}}}",
+        "{\"a\":".repeat(2_000),
+        "}".repeat(2_000)
+    );
     assert_eq!(body(&platform, "application/json", deep).await.status, 400);
-    let nested = format!("{{\"query\":\"{{ __typename }}\",\"variables\":{}1{}}}", "{\"a\":".repeat(30), "}".repeat(30));
+    let nested = format!(
+        "{{\"query\":\"{{ __typename }}\",\"variables\":{}1{}}}",
+        "{\"a\":".repeat(30),
+        "}".repeat(30)
+    );
     assert_eq!(body(&platform, "application/json", nested).await.code(), "BAD_INPUT");
 }
 
@@ -121,9 +142,15 @@ async fn a_get_asks_and_never_changes(pool: PgPool) {
     let node = get("query q($id: ID!) { node(id: $id) { id } }", &[("variables", &variables)]).await;
     assert_eq!(node.json()["data"]["node"]["id"], format!("operator:{}", tenant.owner));
     assert_eq!(get("{ __typename }", &[("variables", "nonsense")]).await.status, 400);
-    for query in ["mutation { sessionLogout(input: {refreshToken: \"x\"}) { ended } }", "subscription { eventRecorded { position } }"] {
+    for query in [
+        "mutation { sessionLogout(input: {refreshToken: \"x\"}) { ended } }",
+        "subscription { eventRecorded { position } }",
+    ] {
         let refused = get(query, &[]).await;
-        assert_eq!((refused.status.as_u16(), refused.header("allow"), refused.code().as_str()), (405, "POST", "BAD_INPUT"));
+        assert_eq!(
+            (refused.status.as_u16(), refused.header("allow"), refused.code().as_str()),
+            (405, "POST", "BAD_INPUT")
+        );
     }
     let bare = platform.request(|http, url| http.get(format!("{url}?query={{__typename}}"))).await;
     assert_eq!(bare.status, 401, "a page elsewhere could have sent it");
@@ -143,7 +170,8 @@ async fn a_get_asks_and_never_changes(pool: PgPool) {
 async fn a_slow_body_is_not_waited_for(pool: PgPool) {
     let platform = Platform::with(pool, |config| config.request_timeout = Duration::from_millis(300)).await;
     let mut stalled = tokio::net::TcpStream::connect(platform.address).await.unwrap();
-    let head = "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
+    let head =
+        "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
     stalled.write_all(head.as_bytes()).await.unwrap();
     let mut answer = vec![0; 64];
     stalled.read(&mut answer).await.unwrap();
@@ -154,7 +182,8 @@ async fn a_slow_body_is_not_waited_for(pool: PgPool) {
 fn hostile() -> Vec<(&'static str, String)> {
     let mut bomb = String::from("{ ...f0 }");
     for level in 0..8 {
-        write!(bomb, " fragment f{level} on Query {{ {} }}", format!("...f{} ", level + 1).repeat(10)).unwrap();
+        write!(bomb, " fragment f{level} on Query {{ {} }}", format!("...f{} ", level + 1).repeat(10))
+            .unwrap();
     }
     bomb.push_str(" fragment f8 on Query { __typename }");
     let mut small_bomb = String::from("{ ...f0 }");
@@ -162,27 +191,36 @@ fn hostile() -> Vec<(&'static str, String)> {
         write!(small_bomb, " fragment f{level} on Query {{ ...f{0} ...f{0} }}", level + 1).unwrap();
     }
     small_bomb.push_str(" fragment f9 on Query { __typename }");
-    let aliases: String = (0..10_000).fold(String::new(), |mut text, number| {
+    let aliases: String = (0..3_000).fold(String::new(), |mut text, number| {
         write!(text, "a{number}:__typename ").unwrap();
         text
     });
     vec![
         ("nested lists", format!("{{ a(x: {}1{}) }}", "[".repeat(2_000), "]".repeat(2_000))),
         ("nested objects", format!("{{ a(x: {}1{}) }}", "{a:".repeat(2_000), "}".repeat(2_000))),
-        ("a nested default", format!("query($x: [Int] = {}1{}) {{ a }}", "[".repeat(2_000), "]".repeat(2_000))),
+        (
+            "a nested default",
+            format!("query($x: [Int] = {}1{}) {{ a }}", "[".repeat(2_000), "]".repeat(2_000)),
+        ),
         ("open brackets", format!("{{ a(x: {}", "[".repeat(2_000))),
         ("nested fields", format!("{{ {}a{} }}", "a {".repeat(2_000), "}".repeat(2_000))),
         ("a nested type", format!("query($x: {}Int{}) {{ a }}", "[".repeat(2_000), "]".repeat(2_000))),
         ("a fragment bomb", bomb),
         ("a bomb within the limits of spreads", small_bomb),
-        ("a cycle of fragments", "{ ...a } fragment a on Query { ...b } fragment b on Query { ...a }".to_owned()),
+        (
+            "a cycle of fragments",
+            "{ ...a } fragment a on Query { ...b } fragment b on Query { ...a }".to_owned(),
+        ),
         ("a cycle that nothing uses", "{ __typename } fragment a on Query { ...a }".to_owned()),
-        ("10,000 aliases", format!("{{ {aliases} }}")),
+        ("3,000 aliases", format!("{{ {aliases} }}")),
         ("600 aliases", format!("{{ {} }}", "a:__typename ".repeat(400))),
         ("directives", format!("{{ __typename {} }}", "@include(if: true) ".repeat(500))),
         ("a long name", format!("{{ {} }}", "x".repeat(10_000))),
         ("a long alias", format!("{{ {}: __typename }}", "x".repeat(10_000))),
-        ("wrong fields", format!("{{ {} }}", (0..60).fold(String::new(), |text, n| text + &format!("wrong{n} ")))),
+        (
+            "wrong fields",
+            format!("{{ {} }}", (0..60).fold(String::new(), |text, n| text + &format!("wrong{n} "))),
+        ),
         ("many operations", "query a{__typename} ".repeat(50)),
         ("no end", format!("{{ a(x: \"\"\"{}", "x".repeat(5_000))),
         ("other letters", "{ \u{0}\u{feff}\u{1f600} }".to_owned()),
@@ -229,16 +267,21 @@ async fn errors_repeat_neither_the_document_nor_its_values(pool: PgPool) {
         (format!("{{ bots(after: \"{canary}\") {{ edges {{ cursor }} }} }}"), json!({})),
         (format!("{{ {canary}"), json!({})),
         (format!("{{ usage(grain: {canary}, from: \"x\", until: \"y\") {{ bucket }} }}"), json!({})),
-        ("query q($at: DateTime!) { usage(grain: DAY, from: $at, until: $at) { bucket } }".to_owned(), json!({"at": canary})),
+        (
+            "query q($at: DateTime!) { usage(grain: DAY, from: $at, until: $at) { bucket } }".to_owned(),
+            json!({"at": canary}),
+        ),
         ("query q($n: Int) { bots(first: $n) { edges { cursor } } }".to_owned(), json!({"n": canary})),
         ("query q($p: Position!) { event(position: $p) { position } }".to_owned(), json!({"p": canary})),
         ("query q($p: Position!) { event(position: $p) { position } }".to_owned(), json!({"p": [canary]})),
         (
-            "mutation m($i: SessionLoginInput!) { sessionLogin(input: $i) { userErrors { code } } }".to_owned(),
+            "mutation m($i: SessionLoginInput!) { sessionLogin(input: $i) { userErrors { code } } }"
+                .to_owned(),
             json!({"i": {"login": "a", "password": [canary]}}),
         ),
         (
-            "mutation m($i: SessionLoginInput!) { sessionLogin(input: $i) { userErrors { code } } }".to_owned(),
+            "mutation m($i: SessionLoginInput!) { sessionLogin(input: $i) { userErrors { code } } }"
+                .to_owned(),
             json!({"i": {"login": "a", "password": "b", canary: 1}}),
         ),
         (
@@ -288,7 +331,12 @@ async fn the_schema_is_shown_to_who_builds_on_it(pool: PgPool) {
         let token = platform.token_as(&tenant, role).await;
         assert_eq!(platform.refusal(Some(&token), INTROSPECTION, json!({})).await, "FORBIDDEN", "{role:?}");
     }
-    for query in [INTROSPECTION, "{ __type(name: \"Bot\") { name } }", "{ a: __schema { types { name } } }", "{ ...f } fragment f on Query { __schema { types { name } } }"] {
+    for query in [
+        INTROSPECTION,
+        "{ __type(name: \"Bot\") { name } }",
+        "{ a: __schema { types { name } } }",
+        "{ ...f } fragment f on Query { __schema { types { name } } }",
+    ] {
         assert_eq!(platform.refusal(None, query, json!({})).await, "UNAUTHENTICATED");
     }
     // Lists of lists of lists: a small question with an endless answer.
@@ -305,10 +353,14 @@ async fn the_schema_is_shown_to_who_builds_on_it(pool: PgPool) {
 async fn costly_queries_are_refused_before_they_run(pool: PgPool) {
     let platform = Platform::open(pool).await;
     let tenant = platform.tenant("one").await;
-    let wide = "{ turns(first: 200) { edges { node { id phase bot { id username } person { id quota { used } } prompt reply } } } }";
-    assert_eq!(platform.refusal(Some(&tenant.token), wide, json!({})).await, "BAD_INPUT");
-    let narrow = wide.replace("200", "20");
-    platform.data(&tenant.token, &narrow, json!({})).await;
+    let page = "turns(first: 200) { totalCount edges { cursor node { id botId personId conversationId updateId ask command phase open session
+        refusalKind refusal failure provider model reservedTokens promptTokens completionTokens estimated finish latencyMs
+        messageIds sentAt receivedAt decidedAt answeredAt endedAt position } } }";
+    platform.data(&tenant.token, &format!("{{ {page} }}"), json!({})).await;
+    let twice = format!("{{ a: {page} b: {page} }}");
+    assert_eq!(platform.refusal(Some(&tenant.token), &twice, json!({})).await, "BAD_INPUT");
+    let nested = "{ conversations(first: 200) { edges { node { exchanges(first: 200) { edges { node { prompt } } } } } } }";
+    assert_eq!(platform.refusal(Some(&tenant.token), nested, json!({})).await, "BAD_INPUT");
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -320,7 +372,9 @@ async fn a_crowd_is_told_to_come_back(pool: PgPool) {
 
 #[sqlx::test(migrations = "../migrations")]
 async fn a_simulated_platform_says_so_and_pages_load_nothing_from_elsewhere(pool: PgPool) {
-    let platform = Platform::with(pool, |config| config.simulated = vec!["telegram".to_owned(), "model".to_owned()]).await;
+    let platform =
+        Platform::with(pool, |config| config.simulated = vec!["telegram".to_owned(), "model".to_owned()])
+            .await;
     let answer = platform.post(None, "{ __typename }", json!({})).await;
     assert_eq!(answer.header("x-botledger-simulated"), "telegram, model");
     assert_eq!(answer.header("x-content-type-options"), "nosniff");

@@ -20,9 +20,13 @@ fn everything_in_the_schema_is_described_or_speaks_for_itself() {
     let schema = Api::sdl();
     let lines: Vec<&str> = schema.lines().collect();
     for (index, line) in lines.iter().enumerate() {
-        let is_type = ["type ", "input ", "enum ", "interface ", "scalar "].iter().any(|kind| line.starts_with(kind));
-        let generated = line.contains("Connection") || line.contains("Edge") || line.starts_with("type Query")
-            || line.starts_with("type Mutation") || line.starts_with("type Subscription");
+        let is_type =
+            ["type ", "input ", "enum ", "interface ", "scalar "].iter().any(|kind| line.starts_with(kind));
+        let generated = line.contains("Connection")
+            || line.contains("Edge")
+            || line.starts_with("type Query")
+            || line.starts_with("type Mutation")
+            || line.starts_with("type Subscription");
         if is_type && !generated {
             assert!(index > 0 && lines[index - 1].trim() == "\"\"\"", "no description: {line}");
         }

@@ -1,1 +1,171 @@
-//! Stub
+//! `graphql-transport-ws`, to the letter.
+
+use std::time::Duration;
+
+use botledger_domain::operator::Role;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::support::Platform;
+
+const EVENTS: &str = "subscription s($after: Position) { eventRecorded(after: $after) { position } }";
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_socket_is_introduced_first_and_once(pool: PgPool) {
+    let platform = Platform::with(pool, |config| config.request_timeout = Duration::from_millis(500)).await;
+    let tenant = platform.tenant("one").await;
+
+    let mut early = platform.socket().await;
+    early.subscribe("1", EVENTS, json!({})).await;
+    assert_eq!(early.close_code().await, 4401);
+
+    let mut twice = platform.introduced(&tenant.token).await;
+    twice.send(json!({"type": "connection_init"})).await;
+    assert_eq!(twice.close_code().await, 4429);
+
+    let mut silent = platform.socket().await;
+    assert_eq!(silent.close_code().await, 4408);
+
+    for payload in [json!({"Authorization": "Bearer nonsense"}), json!({"authorization": "nonsense"})] {
+        let mut stranger = platform.socket().await;
+        stranger.send(json!({"type": "connection_init", "payload": payload})).await;
+        assert_eq!(stranger.close_code().await, 4403);
+    }
+
+    let mut other = platform.socket_with(&[("sec-websocket-protocol", "soap")]).await;
+    if let Ok(socket) = &mut other {
+        assert_eq!(socket.close_code().await, 4406);
+    }
+    let mut none = platform.socket_with(&[]).await.unwrap();
+    assert_eq!(none.close_code().await, 4406);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn what_is_no_message_ends_the_socket(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    for message in [
+        json!("text"),
+        json!({}),
+        json!({"type": "start", "id": "1"}),
+        json!({"type": "subscribe", "payload": {"query": "{ __typename }"}}),
+        json!({"type": "subscribe", "id": "", "payload": {"query": "{ __typename }"}}),
+        json!({"type": "subscribe", "id": "1"}),
+        json!({"type": "subscribe", "id": "1", "payload": {}}),
+        json!({"type": "complete"}),
+    ] {
+        let mut socket = platform.introduced(&tenant.token).await;
+        socket.send(message.clone()).await;
+        assert_eq!(socket.close_code().await, 4400, "{message}");
+    }
+    let mut twice = platform.introduced(&tenant.token).await;
+    twice.subscribe("1", EVENTS, json!({})).await;
+    twice.subscribe("1", EVENTS, json!({})).await;
+    assert_eq!(twice.close_code().await, 4409);
+}
+
+/// The next message that is no ping.
+async fn told(socket: &mut crate::support::Socket) -> Value {
+    socket.next().await
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn operations_answer_end_and_can_be_ended(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let mut socket = platform.introduced(&tenant.token).await;
+
+    socket.send(json!({"type": "ping", "payload": {"a": 1}})).await;
+    assert_eq!(told(&mut socket).await, json!({"type": "pong", "payload": {"a": 1}}));
+    socket.send(json!({"type": "pong"})).await;
+
+    socket.subscribe("q", "{ platform { version } }", json!({})).await;
+    let next = told(&mut socket).await;
+    assert_eq!((&next["id"], &next["type"]), (&json!("q"), &json!("next")));
+    assert!(next["payload"]["data"]["platform"]["version"].is_string());
+    assert_eq!(told(&mut socket).await, json!({"id": "q", "type": "complete"}));
+
+    // Nothing could be executed: an `error`, and no `complete`.
+    for query in ["{", "{ nothing }", "subscription { nothing }"] {
+        socket.subscribe("e", query, json!({})).await;
+        let error = told(&mut socket).await;
+        assert_eq!((&error["id"], &error["type"]), (&json!("e"), &json!("error")), "{error}");
+        assert_eq!(error["payload"][0]["extensions"]["code"], "BAD_INPUT");
+    }
+    // The id of an operation that ended is free.
+    socket.subscribe("e", "{ __typename }", json!({})).await;
+    assert_eq!(told(&mut socket).await["type"], "next");
+    assert_eq!(told(&mut socket).await["type"], "complete");
+
+    socket.subscribe("s", EVENTS, json!({"after": "0"})).await;
+    let head = platform.head().await;
+    for position in 1..=head {
+        let next = told(&mut socket).await;
+        assert_eq!(next["payload"]["data"]["eventRecorded"]["position"], position.to_string());
+    }
+    socket.send(json!({"id": "s", "type": "complete"})).await;
+    socket.send(json!({"id": "unknown", "type": "complete"})).await;
+    // After it was ended nothing of it comes any more, and its id is free again.
+    platform.tenant("another").await;
+    socket.subscribe("s", "{ __typename }", json!({})).await;
+    assert_eq!(told(&mut socket).await["payload"]["data"]["__typename"], "Query");
+    assert_eq!(told(&mut socket).await["type"], "complete");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_socket_runs_so_many_operations_and_no_more(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let mut socket = platform.introduced(&tenant.token).await;
+    let head = platform.head().await.to_string();
+    for id in 0..20 {
+        socket.subscribe(&id.to_string(), EVENTS, json!({"after": head})).await;
+    }
+    socket.send(json!({"type": "ping"})).await;
+    assert_eq!(told(&mut socket).await["type"], "pong");
+    socket.subscribe("20", EVENTS, json!({"after": head})).await;
+    assert_eq!(socket.close_code().await, 1013);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn pages_of_elsewhere_get_no_socket(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let own = format!("http://{}", platform.address);
+    for (origin, welcome) in [
+        (own.as_str(), true),
+        ("https://bots.example.org", true),
+        ("https://evil.example.org", false),
+        ("null", false),
+    ] {
+        let headers = [("sec-websocket-protocol", "graphql-transport-ws"), ("origin", origin)];
+        assert_eq!(platform.socket_with(&headers).await.is_ok(), welcome, "{origin}");
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn the_role_counts_over_a_socket_as_well(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let token = platform.token_as(&tenant, Role::Analyst).await;
+    let mut socket = platform.introduced(&token).await;
+    socket.subscribe("1", EVENTS, json!({})).await;
+    let refused = told(&mut socket).await.to_string();
+    assert!(refused.contains("FORBIDDEN"), "{refused}");
+
+    let mut stranger = platform.socket().await;
+    stranger.send(json!({"type": "connection_init"})).await;
+    assert_eq!(told(&mut stranger).await["type"], "connection_ack", "logging in needs no token");
+    stranger.subscribe("1", EVENTS, json!({})).await;
+    let refused = told(&mut stranger).await.to_string();
+    assert!(refused.contains("UNAUTHENTICATED"), "{refused}");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_stopping_server_says_goodbye(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let mut socket = platform.introduced(&tenant.token).await;
+    socket.subscribe("1", EVENTS, json!({})).await;
+    platform.stop.cancel();
+    assert_eq!(socket.close_code().await, 1001);
+}

@@ -1,1 +1,236 @@
-//! Stub
+//! Subscriptions: the log as it grows, without gap or repeat, over both transports.
+
+use botledger_domain::operator::Role;
+use futures::{Stream, StreamExt};
+use reqwest::header;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::support::{Platform, Socket, Tenant};
+
+const EVENTS: &str = "subscription s($after: Position, $filter: EventFilterInput) {
+    eventRecorded(after: $after, filter: $filter) { position eventType aggregateId sequence } }";
+const TURNS: &str = "subscription s($after: Position, $bot: ID) {
+    turnChanged(after: $after, botId: $bot) { position eventType turn { id phase } } }";
+
+/// Data of a subscription, as it comes over server-sent events.
+async fn stream(
+    platform: &Platform,
+    token: &str,
+    query: &str,
+    variables: Value,
+) -> impl Stream<Item = Value> + Unpin + use<> {
+    let request =
+        platform.http.post(platform.url()).bearer_auth(token).header(header::ACCEPT, "text/event-stream");
+    let response = request.json(&json!({"query": query, "variables": variables})).send().await.unwrap();
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+    let bytes = response.bytes_stream().map(|chunk| chunk.map(|chunk| chunk.to_vec()).unwrap_or_default());
+    let lines = bytes.scan(Vec::new(), |rest: &mut Vec<u8>, chunk| {
+        rest.extend(chunk);
+        let mut whole = Vec::new();
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            whole.push(String::from_utf8(rest.drain(..=end).collect()).unwrap());
+        }
+        std::future::ready(Some(futures::stream::iter(whole)))
+    });
+    Box::pin(lines.flatten().filter_map(|line| {
+        let data = line.strip_prefix("data: ").map(|data| serde_json::from_str::<Value>(data).unwrap());
+        std::future::ready(data)
+    }))
+}
+
+async fn over_socket(socket: &mut Socket) -> Value {
+    loop {
+        let message = socket.next().await;
+        if message["type"] == "next" {
+            return message["payload"]["data"].clone();
+        }
+        assert_eq!(message["type"], "ping", "{message}");
+    }
+}
+
+/// Keeps appending until stopped; how many positions there are in the end.
+async fn append(platform: &Platform, tenant: &Tenant, messages: i64) {
+    let bot = platform.bot(tenant, 1).await;
+    for update in 0..messages {
+        platform.talk(bot, update, 70 + update % 5, "hello").await;
+    }
+}
+
+async fn log(platform: &Platform) -> Vec<(i64, String)> {
+    sqlx::query_as("SELECT position, event_type FROM events ORDER BY position")
+        .fetch_all(&platform.pool)
+        .await
+        .unwrap()
+}
+
+fn seen(data: &Value) -> (i64, String) {
+    let event = &data["eventRecorded"];
+    (event["position"].as_str().unwrap().parse().unwrap(), event["eventType"].as_str().unwrap().to_owned())
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_socket_resumes_in_the_middle_of_everything(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let writing = append(&platform, &tenant, 15);
+    let reading = async {
+        let mut events: Vec<(i64, String)> = Vec::new();
+        // 15 messages and the bot's beginnings: many more than this.
+        while events.len() < 80 {
+            let mut socket = platform.introduced(&tenant.token).await;
+            let after = events.last().map_or(0, |(position, _)| *position);
+            socket.subscribe("1", EVENTS, json!({"after": after.to_string()})).await;
+            for _ in 0..7 {
+                events.push(seen(&over_socket(&mut socket).await));
+            }
+            // Dropped while more is on its way.
+        }
+        events
+    };
+    let ((), events) = tokio::join!(writing, reading);
+    assert_eq!(events, log(&platform).await[..events.len()]);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_stream_resumes_in_the_middle_of_everything(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let writing = append(&platform, &tenant, 15);
+    let reading = async {
+        let mut events: Vec<(i64, String)> = Vec::new();
+        while events.len() < 80 {
+            let after = events.last().map_or(0, |(position, _)| *position);
+            let stream = stream(&platform, &tenant.token, EVENTS, json!({"after": after.to_string()})).await;
+            events.extend(stream.take(7).map(|answer| seen(&answer["data"])).collect::<Vec<_>>().await);
+        }
+        events
+    };
+    let ((), events) = tokio::join!(writing, reading);
+    assert_eq!(events, log(&platform).await[..events.len()]);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn without_a_position_only_what_comes_is_told(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let bot = platform.bot(&tenant, 1).await;
+    let head = platform.settle().await;
+    let mut socket = platform.introduced(&tenant.token).await;
+    socket.subscribe("1", EVENTS, json!({"filter": {"aggregateType": "turn"}})).await;
+    // An answered query behind it: the subscription has begun.
+    socket.subscribe("2", "{ __typename }", json!({})).await;
+    assert_eq!(socket.next().await["id"], "2");
+    assert_eq!(socket.next().await["type"], "complete");
+    platform.talk(bot, 1, 77, "hello").await;
+    let expected: Vec<(i64, String)> = sqlx::query_as(
+        "SELECT position, event_type FROM events WHERE position > $1 AND aggregate_type = 'turn' ORDER BY position",
+    )
+    .bind(head)
+    .fetch_all(&platform.pool)
+    .await
+    .unwrap();
+    for event in expected {
+        assert_eq!(seen(&over_socket(&mut socket).await), event);
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn turns_are_told_step_by_step_and_resume(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let bots = [platform.bot(&tenant, 1).await, platform.bot(&tenant, 2).await];
+    let mut turns = Vec::new();
+    for update in 0..6 {
+        turns.push(platform.talk(bots[update as usize % 2], update, 77, "hello").await);
+    }
+    let expected: Vec<(i64, String, String)> = sqlx::query_as(
+        "SELECT position, event_type, aggregate_id FROM events WHERE aggregate_type = 'turn' ORDER BY position",
+    )
+    .fetch_all(&platform.pool)
+    .await
+    .unwrap();
+    let told = |data: &Value| {
+        let change = &data["turnChanged"];
+        let turn = change["turn"]["id"].as_str().unwrap().strip_prefix("turn:").unwrap().to_owned();
+        (
+            change["position"].as_str().unwrap().parse::<i64>().unwrap(),
+            change["eventType"].as_str().unwrap().to_owned(),
+            turn,
+        )
+    };
+    let mut heard = Vec::new();
+    while heard.len() < expected.len() {
+        let after = heard.last().map_or(0, |(position, _, _)| *position).to_string();
+        let mut stream = stream(&platform, &tenant.token, TURNS, json!({"after": after})).await;
+        for _ in 0..4.min(expected.len() - heard.len()) {
+            heard.push(told(&stream.next().await.unwrap()["data"]));
+        }
+    }
+    assert_eq!(heard, expected);
+
+    let mut socket = platform.introduced(&tenant.token).await;
+    socket.subscribe("1", TURNS, json!({"after": "0", "bot": format!("bot:{}", bots[1].0)})).await;
+    let own: Vec<_> = expected
+        .iter()
+        .filter(|(_, _, turn)| turns.iter().position(|known| known.to_string() == *turn).unwrap() % 2 == 1)
+        .collect();
+    for event in own {
+        assert_eq!(&told(&over_socket(&mut socket).await), event);
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn who_loses_the_right_to_see_sees_no_more(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let operator = platform.operator(tenant.workspace, "grace", Role::Auditor).await;
+    let mut socket = platform.introduced(&platform.token(operator)).await;
+    let head = platform.head().await;
+    socket.subscribe("1", EVENTS, json!({"after": (head - 1).to_string()})).await;
+    over_socket(&mut socket).await;
+    let disable = "mutation m($i: OperatorDisableInput!) { operatorDisable(input: $i) { position } }";
+    let input = json!({"operatorId": format!("operator:{operator}"), "reason": "left"});
+    platform.data(&tenant.token, disable, json!({"i": input})).await;
+    // The event of the disabling itself may be on its way; nothing that comes later is.
+    let mut last = over_socket_or_end(&mut socket).await;
+    while let Some(data) = last {
+        assert_eq!(data["eventRecorded"]["eventType"], "operator_disabled", "{data}");
+        last = over_socket_or_end(&mut socket).await;
+    }
+}
+
+async fn over_socket_or_end(socket: &mut Socket) -> Option<Value> {
+    let message = socket.next().await;
+    match message["type"].as_str() {
+        Some("next") if message["payload"]["errors"].is_array() => {
+            assert_eq!(message["payload"]["errors"][0]["extensions"]["code"], "UNAUTHENTICATED", "{message}");
+            None
+        }
+        Some("next") => Some(message["payload"]["data"].clone()),
+        _ => {
+            assert_eq!(message["payload"][0]["extensions"]["code"], "UNAUTHENTICATED", "{message}");
+            None
+        }
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_query_may_be_asked_for_as_a_stream_too(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let answer = platform
+        .request(|http, url| {
+            let request =
+                http.post(url).bearer_auth(&tenant.token).header(header::ACCEPT, "text/event-stream");
+            request.json(&json!({"query": "{ __typename }"}))
+        })
+        .await;
+    assert_eq!(
+        answer.text,
+        "event: next\ndata: {\"data\":{\"__typename\":\"Query\"}}\n\nevent: complete\ndata: \n\n"
+    );
+    let plain =
+        platform.post(Some(&tenant.token), "subscription { eventRecorded { position } }", json!({})).await;
+    assert_eq!(plain.code(), "BAD_INPUT", "a subscription needs a transport that streams");
+}

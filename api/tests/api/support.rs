@@ -1,22 +1,32 @@
 //! A platform on a free port: use cases, read models, tail and API, with a Telegram that knows every
 //! token of the right shape.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use botledger_api::{Api, ApiConfig, ApiContext};
 use botledger_commands::{
-    App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, IncomingKind, IncomingUpdate, KeyRing, Lease,
-    NewBot, PersonFacts, ProbeError, StepOutcome, SystemClock, SystemIds, TelegramProbe, execute::execute,
+    App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, IncomingKind, IncomingUpdate,
+    KeyRing, Lease, NewBot, PersonFacts, ProbeError, StepOutcome, SystemClock, SystemIds, TelegramProbe,
+    execute::execute,
 };
 use botledger_domain::{
-    BotId, InstanceId, ModelName, OperatorId, PlanName, Position, SubjectId, TurnId, WorkspaceId,
+    BotId, Clock, InstanceId, ModelName, OperatorId, PlanName, Position, SubjectId, TurnId, WorkspaceId,
     bot::{BotRateLimits, BotSettings, RateLimit, UpdateMode},
     operator::{Login, OperatorCommand, Role},
     quota::{Period, PlanTerms},
     turn::{Ask, ChatKind, Lane, ReplySource},
 };
 use botledger_projections::{RunnerConfig, Runners, Tail};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::{SinkExt, StreamExt};
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
@@ -49,6 +59,16 @@ impl TelegramProbe for Telegram {
     }
 }
 
+/// The computer's clock, some time ahead.
+#[derive(Default)]
+struct Ahead(AtomicI64);
+
+impl Clock for Ahead {
+    fn now(&self) -> DateTime<Utc> {
+        SystemClock.now() + TimeDelta::seconds(self.0.load(Ordering::Relaxed))
+    }
+}
+
 /// A token that the stand-in knows.
 pub(crate) fn bot_token(telegram_id: i64) -> String {
     format!("{telegram_id}:{}", "A".repeat(35))
@@ -60,6 +80,7 @@ pub(crate) struct Platform {
     pub(crate) pool: PgPool,
     pub(crate) address: SocketAddr,
     pub(crate) http: reqwest::Client,
+    clock: Arc<Ahead>,
     pub(crate) stop: CancellationToken,
     pub(crate) served: tokio::task::JoinHandle<std::io::Result<()>>,
 }
@@ -97,7 +118,10 @@ impl Answer {
 
 /// Code of an answer's first error.
 pub(crate) fn code_of(answer: &Value) -> String {
-    answer["errors"][0]["extensions"]["code"].as_str().unwrap_or_else(|| panic!("no error in {answer}")).to_owned()
+    answer["errors"][0]["extensions"]["code"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no error in {answer}"))
+        .to_owned()
 }
 
 pub(crate) fn system() -> Caller {
@@ -113,10 +137,7 @@ impl Platform {
         let generous = RateLimit { burst: 1_000, per_minute: 60_000 };
         let config = AppConfig {
             journal: Default::default(),
-            keys: KeyRing {
-                master: BTreeMap::from([(1, [1; 32].into())]),
-                pseudonym: [2; 32].into(),
-            },
+            keys: KeyRing { master: BTreeMap::from([(1, [1; 32].into())]), pseudonym: [2; 32].into() },
             gate: GateDefaults {
                 provider: "ollama".to_owned(),
                 model: ModelName::parse("llama3.2").unwrap(),
@@ -130,9 +151,11 @@ impl Platform {
         };
         // The test's own pool is small and keeps no connection.
         let options = (*pool.connect_options()).clone();
-        let pool = sqlx::postgres::PgPoolOptions::new().max_connections(16).connect_with(options).await.unwrap();
-        let app =
-            App::open(config, pool.clone(), None, Arc::new(Telegram), Arc::new(SystemClock), Arc::new(SystemIds));
+        let pool =
+            sqlx::postgres::PgPoolOptions::new().max_connections(16).connect_with(options).await.unwrap();
+        let clock = Arc::new(Ahead::default());
+        let shared = Arc::clone(&clock) as botledger_domain::SharedClock;
+        let app = App::open(config, pool.clone(), None, Arc::new(Telegram), shared, Arc::new(SystemIds));
         let stop = CancellationToken::new();
         let tail = Tail::start(pool.clone(), stop.clone()).await.unwrap();
         let runners = RunnerConfig { gather: Duration::from_millis(1), ..RunnerConfig::default() };
@@ -152,7 +175,12 @@ impl Platform {
         let address = listener.local_addr().unwrap();
         let served = botledger_api::serve(listener, api.router(), stop.clone(), Duration::from_secs(5));
         let served = tokio::spawn(served);
-        Self { app, pool, address, http: reqwest::Client::new(), stop, served }
+        Self { app, pool, address, http: reqwest::Client::new(), clock, stop, served }
+    }
+
+    /// Time passes for the platform; the database's clock stays.
+    pub(crate) fn pass(&self, seconds: i64) {
+        self.clock.0.fetch_add(seconds, Ordering::Relaxed);
     }
 
     /// A workspace of that name with an owner.
@@ -169,11 +197,15 @@ impl Platform {
     pub(crate) async fn operator(&self, workspace: WorkspaceId, login: &str, role: Role) -> OperatorId {
         let operator = OperatorId(Uuid::now_v7());
         let login = Login::parse(login).unwrap();
-        for command in [OperatorCommand::Invite { workspace, login, role, by: None }, OperatorCommand::Activate] {
+        for command in
+            [OperatorCommand::Invite { workspace, login, role, by: None }, OperatorCommand::Activate]
+        {
             let id = operator.to_string();
-            execute::<botledger_domain::operator::Operator>(&self.app.core, &system(), &id, command, |_| Ok(()))
-                .await
-                .unwrap();
+            execute::<botledger_domain::operator::Operator>(&self.app.core, &system(), &id, command, |_| {
+                Ok(())
+            })
+            .await
+            .unwrap();
         }
         operator
     }
@@ -220,7 +252,8 @@ impl Platform {
     /// A POST as most clients send it.
     pub(crate) async fn post(&self, token: Option<&str>, query: &str, variables: Value) -> Answer {
         self.request(|http, url| {
-            let request = http.request(Method::POST, url).json(&json!({"query": query, "variables": variables}));
+            let request =
+                http.request(Method::POST, url).json(&json!({"query": query, "variables": variables}));
             match token {
                 Some(token) => request.bearer_auth(token),
                 None => request,
@@ -258,7 +291,13 @@ impl Platform {
     }
 
     /// A message of a person, received and not yet decided.
-    pub(crate) async fn message(&self, bot: (BotId, Fence), update_id: i64, person: i64, text: &str) -> TurnId {
+    pub(crate) async fn message(
+        &self,
+        bot: (BotId, Fence),
+        update_id: i64,
+        person: i64,
+        text: &str,
+    ) -> TurnId {
         let update = IncomingUpdate {
             update_id: Some(update_id),
             date: self.app.core.clock.now(),
@@ -316,7 +355,10 @@ impl Platform {
 
     /// The ledger's last position.
     pub(crate) async fn head(&self) -> i64 {
-        sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM events").fetch_one(&self.pool).await.unwrap()
+        sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM events")
+            .fetch_one(&self.pool)
+            .await
+            .unwrap()
     }
 
     /// Waits until every read model shows everything.
@@ -324,7 +366,8 @@ impl Platform {
         let head = self.head().await;
         for projection in botledger_projections::all() {
             let there =
-                botledger_projections::wait_for(&self.pool, projection.name(), Position(head), PATIENCE).await;
+                botledger_projections::wait_for(&self.pool, projection.name(), Position(head), PATIENCE)
+                    .await;
             assert!(there.unwrap(), "{} does not keep up", projection.name());
         }
         head
