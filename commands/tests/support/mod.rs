@@ -1,0 +1,383 @@
+//! A platform on a database of its own, with a clock that stands still and a Telegram that knows
+//! every token of the right shape.
+#![allow(dead_code, clippy::unwrap_used, reason = "each test binary uses a part of it, and tests may unwrap")]
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use botledger_commands::{
+    App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, GateError, IncomingKind,
+    IncomingUpdate, KeyRing, Lease, NewBot, PersonFacts, ProbeError, SystemIds, TelegramProbe,
+};
+use botledger_domain::{
+    BotId, Clock, Decide, InstanceId, ModelName, PlanName, Position, Reason, SubjectId, TurnId, WorkspaceId,
+    bot::{Bot, BotRateLimits, BotSettings, RateLimit, UpdateMode},
+    chat_session::ChatSession,
+    operator::{Operator, Role},
+    quota::{Period, PlanTerms, Quota, QuotaEvent},
+    quota_stream,
+    standing::Standing,
+    subject::Subject,
+    turn::{Ask, ChatKind, Lane, ReplySource, Turn},
+    workspace::Workspace,
+};
+use botledger_journal::JournalConfig;
+use chrono::{DateTime, TimeDelta, TimeZone, Utc};
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use sqlx::{PgPool, postgres::PgPoolOptions};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+/// A clock that moves when told.
+#[derive(Debug)]
+pub(crate) struct TestClock(Mutex<DateTime<Utc>>);
+
+impl TestClock {
+    pub(crate) fn at(moment: DateTime<Utc>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(moment)))
+    }
+
+    pub(crate) fn advance(&self, by: TimeDelta) {
+        *self.0.lock().unwrap() += by;
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> DateTime<Utc> {
+        *self.0.lock().unwrap()
+    }
+}
+
+/// `<id>:<anything>` is the token of bot `<id>`, unless that is `revoked`.
+pub(crate) struct Probe;
+
+#[async_trait]
+impl TelegramProbe for Probe {
+    async fn get_me(&self, token: &str) -> Result<BotIdentity, ProbeError> {
+        let (id, secret) = token.split_once(':').ok_or(ProbeError::Malformed)?;
+        if secret == "revoked" {
+            return Err(ProbeError::Rejected);
+        }
+        let telegram_id = id.parse().map_err(|_| ProbeError::Malformed)?;
+        Ok(BotIdentity { telegram_id, username: format!("bot_{id}") })
+    }
+}
+
+pub(crate) fn noon() -> DateTime<Utc> {
+    Utc.with_ymd_and_hms(2026, 11, 24, 12, 0, 0).unwrap()
+}
+
+pub(crate) fn reason(text: &str) -> Reason {
+    Reason::parse(text).unwrap()
+}
+
+pub(crate) fn plan(name: &str) -> PlanName {
+    PlanName::parse(name).unwrap()
+}
+
+pub(crate) fn daily(tokens: u64) -> PlanTerms {
+    PlanTerms { tokens, period: Period::Day }
+}
+
+pub(crate) fn limits(user: u32, chat: u32, bot: u32) -> BotRateLimits {
+    let limit = |burst| RateLimit { burst, per_minute: 1 };
+    BotRateLimits { user: limit(user), chat: limit(chat), bot: limit(bot) }
+}
+
+/// Settings under which nobody is too fast.
+pub(crate) fn roomy() -> BotSettings {
+    BotSettings { rate_limits: Some(limits(100_000, 100_000, 100_000)), ..BotSettings::default() }
+}
+
+pub(crate) fn system() -> Caller {
+    Caller::system("test", Uuid::now_v7())
+}
+
+pub(crate) fn keys() -> KeyRing {
+    let master = BTreeMap::from([(1, Zeroizing::new(rand::random()))]);
+    KeyRing { master, pseudonym: Zeroizing::new(rand::random()) }
+}
+
+pub(crate) fn redis_client() -> redis::Client {
+    redis::Client::open(std::env::var("REDIS_URL").expect("REDIS_URL names a Redis for tests")).unwrap()
+}
+
+pub(crate) fn redis_at(client: redis::Client) -> ConnectionManager {
+    let patience = Some(Duration::from_millis(200));
+    let config = ConnectionManagerConfig::new()
+        .set_connection_timeout(patience)
+        .set_response_timeout(patience)
+        .set_max_delay(Duration::from_millis(50));
+    ConnectionManager::new_lazy_with_config(client, config).unwrap()
+}
+
+/// Another process on the same database. It works under the role of the running product, so that a
+/// right that is missing shows.
+pub(crate) fn instance_of(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing) -> App {
+    let options = pool.connect_options().as_ref().clone().options([("role", "botledger_writer")]);
+    let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options);
+    let config = AppConfig {
+        journal: JournalConfig::default(),
+        keys,
+        gate: GateDefaults {
+            provider: "test".to_owned(),
+            model: ModelName::parse("model:1b").unwrap(),
+            rate_limits: limits(3, 100, 1_000),
+            context_exchanges: 20,
+            notice_pause: Duration::from_secs(600),
+            block_notice_pause: Duration::from_secs(600),
+        },
+        redis_patience: Duration::from_secs(2),
+        instance: InstanceId(Uuid::now_v7()),
+    };
+    App::open(config, pool, Some(redis_at(redis_client())), Arc::new(Probe), clock, Arc::new(SystemIds))
+}
+
+/// A workspace with a plan, a running bot and the right to write for it.
+pub(crate) struct World {
+    pub(crate) pool: PgPool,
+    pub(crate) app: App,
+    pub(crate) clock: Arc<TestClock>,
+    pub(crate) keys: KeyRing,
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) bot: BotId,
+    pub(crate) fence: Fence,
+}
+
+impl World {
+    /// A generous plan, and nobody too fast.
+    pub(crate) async fn new(pool: PgPool) -> Self {
+        Self::with(pool, daily(1_000_000), roomy()).await
+    }
+
+    pub(crate) async fn with(pool: PgPool, terms: PlanTerms, settings: BotSettings) -> Self {
+        let (clock, keys) = (TestClock::at(noon()), keys());
+        let app = instance_of(&pool, clock.clone(), keys.clone());
+        let workspace = WorkspaceId(Uuid::now_v7());
+        app.workspaces.create(&system(), workspace, "Test".to_owned(), plan("free"), terms).await.unwrap();
+        let mut world =
+            Self { pool, app, clock, keys, workspace, bot: BotId(Uuid::nil()), fence: Fence { epoch: 0 } };
+        (world.bot, world.fence) = world.run_bot(100, settings).await;
+        world
+    }
+
+    /// Registers, starts and holds one more bot.
+    pub(crate) async fn run_bot(&self, telegram_id: i64, settings: BotSettings) -> (BotId, Fence) {
+        let bot = self.register(&system(), telegram_id, settings).await;
+        self.app.bots.start(&system(), bot).await.unwrap();
+        (bot, self.hold(&self.app, bot).await)
+    }
+
+    pub(crate) async fn register(&self, caller: &Caller, telegram_id: i64, settings: BotSettings) -> BotId {
+        let new = NewBot {
+            workspace: self.workspace,
+            token: Zeroizing::new(format!("{telegram_id}:secret")),
+            mode: UpdateMode::Polling,
+            settings,
+        };
+        self.app.bots.register(caller, new).await.unwrap().0
+    }
+
+    pub(crate) async fn hold(&self, app: &App, bot: BotId) -> Fence {
+        let lease = app.bots.acquire_lease(&system(), bot, Duration::from_secs(600)).await.unwrap();
+        let Lease::Granted(fence) = lease else { panic!("{lease:?}") };
+        fence
+    }
+
+    /// Takes the bot over, so that the fence of before is an old one.
+    pub(crate) async fn change_hands(&self) -> Fence {
+        self.app.core.journal.release_lease(self.bot, self.fence.epoch).await.unwrap();
+        self.hold(&self.app, self.bot).await
+    }
+
+    pub(crate) fn second_instance(&self) -> App {
+        instance_of(&self.pool, self.clock.clone(), self.keys.clone())
+    }
+
+    pub(crate) fn operator(&self, role: Role) -> Caller {
+        Caller::operator(Uuid::now_v7().into(), role, self.workspace, Uuid::now_v7())
+    }
+
+    pub(crate) fn subject(&self, user: i64) -> SubjectId {
+        self.app.core.vault.subject_id(self.workspace, user)
+    }
+
+    pub(crate) async fn receive(&self, update: IncomingUpdate) -> TurnId {
+        let received =
+            self.app.turns.receive_batch(&system(), self.bot, self.fence, vec![update]).await.unwrap();
+        received[0].turn
+    }
+
+    pub(crate) async fn quota(&self, user: i64) -> Quota {
+        let stream = quota_stream(self.workspace, self.subject(user)).to_string();
+        self.app.core.journal.load::<Quota>(&stream).await.unwrap().state
+    }
+
+    /// A message of a person in their private chat, let through and answered.
+    pub(crate) async fn exchange(&self, update_id: i64, user: i64, prompt: &str, reply: &str) -> TurnId {
+        let turn = self.receive(message(update_id, user, prompt)).await;
+        let decision = self.app.gate.decide(&system(), turn, self.fence).await.unwrap();
+        assert!(matches!(decision, Decision::Admitted(_)), "{decision:?}");
+        self.app.turns.answer(&system(), turn, self.fence, by_model(10, 10), reply, 5).await.unwrap();
+        turn
+    }
+}
+
+pub(crate) fn person(telegram_id: i64) -> PersonFacts {
+    PersonFacts {
+        telegram_id,
+        first_name: format!("Name {telegram_id}"),
+        last_name: None,
+        username: None,
+        language_tag: Some("en".to_owned()),
+    }
+}
+
+pub(crate) fn message(update_id: i64, user: i64, text: &str) -> IncomingUpdate {
+    message_in(update_id, user, user, text)
+}
+
+pub(crate) fn message_in(update_id: i64, user: i64, chat_id: i64, text: &str) -> IncomingUpdate {
+    IncomingUpdate {
+        update_id: Some(update_id),
+        date: noon(),
+        raw: serde_json::json!({ "update_id": update_id, "message": { "text": text } }).to_string(),
+        kind: IncomingKind::Message {
+            user: person(user),
+            chat_id,
+            thread_id: None,
+            chat_kind: ChatKind::Private,
+            ask: Ask::Text,
+            lane: Lane::Normal,
+            text: Some(text.to_owned()),
+        },
+    }
+}
+
+pub(crate) fn by_model(prompt_tokens: u64, completion_tokens: u64) -> ReplySource {
+    ReplySource::Model {
+        provider: "test".to_owned(),
+        model: ModelName::parse("model:1b").unwrap(),
+        prompt_tokens,
+        completion_tokens,
+        estimated: false,
+        finish: "stop".to_owned(),
+        attempts: 1,
+    }
+}
+
+/// Decides as a worker does: a conflict is tried again.
+pub(crate) async fn decide_insistently(app: &App, turn: TurnId, fence: Fence) -> Result<Decision, GateError> {
+    for _ in 0..200 {
+        match app.gate.decide(&system(), turn, fence).await {
+            Err(GateError::Conflict) => tokio::task::yield_now().await,
+            other => return other,
+        }
+    }
+    panic!("two hundred conflicts in a row");
+}
+
+pub(crate) async fn event_count(pool: &PgPool) -> i64 {
+    sqlx::query_scalar("SELECT count(*) FROM events").fetch_one(pool).await.unwrap()
+}
+
+/// Types of a stream's events, in order.
+pub(crate) async fn event_types(pool: &PgPool, aggregate_type: &str, id: &str) -> Vec<String> {
+    sqlx::query_scalar(
+        "SELECT event_type FROM events WHERE aggregate_type = $1 AND aggregate_id = $2 ORDER BY sequence",
+    )
+    .bind(aggregate_type)
+    .bind(id)
+    .fetch_all(pool)
+    .await
+    .unwrap()
+}
+
+/// L5 at every prefix of the log: sums what each quota event says, by itself, and checks that no
+/// reservation ever stood above plan plus running overrides. Gives what is held in the end, over all.
+pub(crate) async fn audit_quotas(pool: &PgPool) -> u64 {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "SELECT aggregate_id, payload::text FROM events WHERE aggregate_type = 'quota' ORDER BY position",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    #[derive(Default)]
+    struct Sums {
+        plan: u64,
+        used: u64,
+        held: BTreeMap<Uuid, u64>,
+        grants: Vec<(u64, DateTime<Utc>)>,
+    }
+    let mut people: BTreeMap<String, Sums> = BTreeMap::new();
+    for (id, payload) in rows {
+        let sums = people.entry(id).or_default();
+        let reported = match serde_json::from_str(&payload).unwrap() {
+            QuotaEvent::PlanAssigned { terms, used, .. } => {
+                (sums.plan, sums.used) = (terms.tokens, used);
+                continue;
+            }
+            QuotaEvent::PeriodRolled { used, reserved, .. } => {
+                sums.used = 0;
+                (used, reserved)
+            }
+            QuotaEvent::TokensReserved { reservation, tokens, used, reserved, reserved_at } => {
+                assert!(sums.held.insert(reservation.uuid(), tokens).is_none(), "held twice: {payload}");
+                let granted: u64 =
+                    sums.grants.iter().filter(|(_, end)| reserved_at < *end).map(|(tokens, _)| tokens).sum();
+                let held: u64 = sums.held.values().sum();
+                assert!(sums.used + held <= sums.plan + granted, "overshot: {payload}");
+                (used, reserved)
+            }
+            QuotaEvent::TokensSettled { reservation, charged, used, reserved, .. } => {
+                let held = sums.held.remove(&reservation.uuid()).expect("settles a hold");
+                assert!(charged <= held, "charged above the hold: {payload}");
+                sums.used += charged;
+                (used, reserved)
+            }
+            QuotaEvent::TokensReleased { reservation, tokens, used, reserved, .. } => {
+                assert_eq!(sums.held.remove(&reservation.uuid()), Some(tokens));
+                (used, reserved)
+            }
+            QuotaEvent::OverrideGranted { tokens, expires_at, .. } => {
+                sums.grants.push((tokens, expires_at));
+                continue;
+            }
+            QuotaEvent::QuotaExceeded { .. } => continue,
+        };
+        assert_eq!(reported, (sums.used, sums.held.values().sum()), "{payload}");
+    }
+    people.values().flat_map(|sums| sums.held.values()).sum()
+}
+
+/// Every stream of the ledger, read anew, makes the state this process has in memory.
+pub(crate) async fn replays_to_the_same(app: &App, pool: &PgPool) {
+    async fn same<A: Decide + Clone + PartialEq + std::fmt::Debug + 'static>(app: &App, id: &str) {
+        let kept = app.core.journal.load::<A>(id).await.unwrap();
+        let replayed = app.core.journal.load_at::<A>(id, Position(i64::MAX)).await.unwrap();
+        assert_eq!((kept.version, &kept.state), (replayed.version, &replayed.state), "{} {id}", A::TYPE);
+    }
+    let streams: Vec<(String, String)> =
+        sqlx::query_as("SELECT DISTINCT aggregate_type, aggregate_id FROM events")
+            .fetch_all(pool)
+            .await
+            .unwrap();
+    assert!(!streams.is_empty());
+    for (aggregate_type, id) in streams {
+        match aggregate_type.as_str() {
+            "bot" => same::<Bot>(app, &id).await,
+            "chat_session" => same::<ChatSession>(app, &id).await,
+            "operator" => same::<Operator>(app, &id).await,
+            "quota" => same::<Quota>(app, &id).await,
+            "standing" => same::<Standing>(app, &id).await,
+            "subject" => same::<Subject>(app, &id).await,
+            "turn" => same::<Turn>(app, &id).await,
+            "workspace" => same::<Workspace>(app, &id).await,
+            other => panic!("no replay of {other}"),
+        }
+    }
+}
