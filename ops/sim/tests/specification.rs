@@ -63,16 +63,74 @@ fn check(specification: &Value, name: &str, value: &Value, path: &str) {
         let field = field.unwrap_or_else(|| panic!("{path}.{key} is not published for {name}"));
         let types: Vec<&str> = field["types"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
         let path = format!("{path}.{key}");
-        match types[0] {
-            "Integer" => assert!(inner.is_i64(), "{path}"),
-            "String" => assert!(inner.is_string(), "{path}"),
-            "Boolean" | "True" => assert!(inner.is_boolean(), "{path}"),
-            name if name.starts_with("Array of ") => assert!(inner.is_array(), "{path}"),
-            name if specification["types"][name]["fields"].is_array() => {
-                check(specification, name, inner, &path)
-            }
-            _ => {}
+        let fitting = types.iter().find(|kind| fits(kind, inner));
+        let fitting = fitting.unwrap_or_else(|| panic!("{path} is none of {types:?}: {inner}"));
+        check_kind(specification, fitting, inner, &path);
+    }
+}
+
+/// Whether a JSON value could be of a published kind at all.
+fn fits(kind: &str, value: &Value) -> bool {
+    match kind {
+        "Integer" => value.is_i64(),
+        "Float" => value.is_number(),
+        "String" => value.is_string(),
+        "Boolean" | "True" => value.is_boolean(),
+        kind if kind.starts_with("Array of ") => value.is_array(),
+        _ => value.is_object(),
+    }
+}
+
+fn check_kind(specification: &Value, kind: &str, value: &Value, path: &str) {
+    if let Some(inner) = kind.strip_prefix("Array of ") {
+        for (place, item) in value.as_array().unwrap().iter().enumerate() {
+            assert!(fits(inner, item), "{path}[{place}] is no {inner}");
+            check_kind(specification, inner, item, &format!("{path}[{place}]"));
         }
+    } else if specification["types"][kind]["fields"].is_array() {
+        check(specification, kind, value, path);
+    }
+}
+
+/// A value of a kind, and one that is not of it.
+fn good_and_bad(kind: Kind) -> (Value, Value) {
+    use serde_json::json;
+    match kind {
+        Kind::Integer => (json!(1), json!("one")),
+        Kind::Text => (json!("text"), json!(1)),
+        Kind::Flag => (json!(true), json!("yes")),
+        Kind::Chat => (json!("@channel"), json!([1])),
+        Kind::Structure => (json!([]), json!(1)),
+    }
+}
+
+#[test]
+fn what_is_published_is_accepted_and_what_is_not_is_refused_by_name() {
+    for method in METHODS {
+        let all: serde_json::Map<String, Value> = method
+            .parameters
+            .iter()
+            .map(|parameter| (parameter.name.to_owned(), good_and_bad(parameter.kind).0))
+            .collect();
+        assert_eq!(method.check(&all), Ok(()), "{}", method.name);
+        for parameter in method.parameters {
+            let mut wrong = all.clone();
+            wrong.insert(parameter.name.to_owned(), good_and_bad(parameter.kind).1);
+            let told = method.check(&wrong).unwrap_err();
+            assert!(told.contains(parameter.name), "{} {}: {told}", method.name, parameter.name);
+            let mut without = all.clone();
+            without.remove(parameter.name);
+            assert_eq!(
+                method.check(&without).is_err(),
+                parameter.required,
+                "{} {}",
+                method.name,
+                parameter.name
+            );
+        }
+        let mut more = all;
+        more.insert("no_such_parameter".to_owned(), Value::Null);
+        assert!(method.check(&more).unwrap_err().contains("no_such_parameter"), "{}", method.name);
     }
 }
 
@@ -103,5 +161,24 @@ async fn answers_and_updates_have_the_published_shape() -> anyhow::Result<()> {
     let edited = json!({"chat_id": person.id, "message_id": sent["message_id"], "text": "ho"});
     check(&specification, "Message", &call("editMessageText", edited).await?, "editMessageText");
     check(&specification, "WebhookInfo", &call("getWebhookInfo", json!({})).await?, "getWebhookInfo");
+    let decorated = json!({
+        "chat_id": person.id, "text": "bold", "entities": [{"type": "bold", "offset": 0, "length": 4}],
+        "reply_markup": {"inline_keyboard": [[{"text": "a", "callback_data": "b"}]]}, "message_thread_id": 3,
+    });
+    check(&specification, "Message", &call("sendMessage", decorated).await?, "decorated");
+    let commands = json!({"commands": [{"command": "help", "description": "what I can do"}]});
+    for (method, parameters) in [
+        ("setMyCommands", commands),
+        ("sendChatAction", json!({"chat_id": person.id, "action": "typing"})),
+        ("deleteMessage", json!({"chat_id": person.id, "message_id": sent["message_id"]})),
+        ("setWebhook", json!({"url": "http://127.0.0.1:9/"})),
+        ("deleteWebhook", json!({})),
+    ] {
+        assert_eq!(specification["methods"][method]["returns"], json!(["Boolean"]), "{method}");
+        assert_eq!(call(method, parameters).await?, true, "{method}");
+    }
+    let commands = call("getMyCommands", json!({})).await?;
+    check_kind(&specification, "Array of BotCommand", &commands, "getMyCommands");
+    assert_eq!(commands.as_array().unwrap().len(), 1);
     Ok(())
 }

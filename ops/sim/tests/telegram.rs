@@ -210,3 +210,215 @@ async fn webhooks_are_repeated_and_keep_the_order_of_a_chat() -> Result<()> {
     assert_eq!(mine, ["one", "one", "two", "two"], "each came again after its refusal, in order");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_poll_gives_no_more_than_asked_and_comes_back_empty_in_the_end() -> Result<()> {
+    let desk = Desk::open().await?;
+    for text in ["one", "two", "three"] {
+        desk.say(1, text);
+    }
+    let (_, answer) = desk.send("getUpdates", json!({"limit": 2})).await?;
+    let texts: Vec<_> =
+        answer["result"].as_array().unwrap().iter().map(|update| update["message"]["text"].clone()).collect();
+    assert_eq!(texts, ["one", "two"]);
+    let (_, answer) = desk.send("getUpdates", json!({"offset": -1})).await?;
+    assert_eq!(answer["result"].as_array().unwrap().len(), 1, "all but the last were forgotten");
+    assert_eq!(answer["result"][0]["message"]["text"], "three");
+    assert_eq!(desk.ids(0).await?.len(), 1);
+    let next = desk.ids(0).await?[0] + 1;
+    let (status, answer) = desk.send("getUpdates", json!({"offset": next, "timeout": 1})).await?;
+    assert_eq!((status, answer["result"].clone()), (200, json!([])));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_waiting_poll_learns_of_a_webhook_and_of_a_revoked_token() -> Result<()> {
+    let desk = Arc::new(Desk::open().await?);
+    for (act, status, description) in
+        [("setWebhook", 409, "Conflict: terminated by setWebhook request"), ("revoke", 401, "Unauthorized")]
+    {
+        let poll = tokio::spawn({
+            let desk = Arc::clone(&desk);
+            async move { desk.send("getUpdates", json!({"timeout": 50})).await }
+        });
+        while !desk.sim.delivery("desk_bot").is_some_and(|delivery| delivery.polling) {
+            tokio::task::yield_now().await;
+        }
+        if act == "revoke" {
+            desk.sim.revoke_token("desk_bot").unwrap();
+        } else {
+            assert_eq!(desk.send("setWebhook", json!({"url": "http://127.0.0.1:9/"})).await?.0, 200);
+        }
+        let (told, answer) = poll.await??;
+        assert_eq!((told, answer["description"].as_str()), (status, Some(description)));
+        desk.send("deleteWebhook", json!({})).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_webhook_is_set_once_a_second_and_its_secret_is_checked() -> Result<()> {
+    let desk = Desk::open().await?;
+    let set = json!({"url": "http://127.0.0.1:9/", "secret_token": "a b"});
+    assert_eq!(desk.send("setWebhook", set).await?.0, 400);
+    let set = json!({"url": "http://127.0.0.1:9/"});
+    assert_eq!(desk.send("setWebhook", set.clone()).await?.0, 200);
+    let (status, answer) = desk.send("setWebhook", set).await?;
+    assert_eq!((status, answer["parameters"]["retry_after"].as_u64()), (429, Some(1)));
+    assert_eq!(desk.send("deleteWebhook", json!({})).await?.0, 200, "taking it away is not limited");
+    Ok(())
+}
+
+#[tokio::test]
+async fn text_counts_code_points_and_entities_count_utf16_units() -> Result<()> {
+    let desk = Desk::open().await?;
+    desk.say(1, "hi");
+    let chat = Person::number(1).id;
+    let send = async |text: String, entities: Value| {
+        desk.send("sendMessage", json!({"chat_id": chat, "text": text, "entities": entities})).await
+    };
+    assert_eq!(send("🙂".repeat(4_096), json!([])).await?.0, 200);
+    let (status, answer) = send("🙂".repeat(4_097), json!([])).await?;
+    assert_eq!((status, answer["description"].as_str()), (400, Some("Bad Request: message is too long")));
+    assert_eq!(send(" \n".to_owned(), json!([])).await?.0, 400);
+    let bold = |offset, length| json!([{"type": "bold", "offset": offset, "length": length}]);
+    assert_eq!(send("🙂🙂".to_owned(), bold(2, 2)).await?.0, 200);
+    let (status, answer) = send("🙂🙂".to_owned(), bold(2, 3)).await?;
+    assert_eq!(status, 400);
+    assert!(answer["description"].as_str().unwrap().contains("can't parse entities"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn edits_change_what_is_there_and_say_when_nothing_changes() -> Result<()> {
+    let desk = Desk::open().await?;
+    desk.say(1, "hi");
+    let chat = Person::number(1).id;
+    let (_, sent) = desk.send("sendMessage", json!({"chat_id": chat, "text": "one"})).await?;
+    let id = sent["result"]["message_id"].clone();
+    let edit = |id: &Value, text: &str| json!({"chat_id": chat, "message_id": id, "text": text});
+    assert_eq!(desk.send("editMessageText", edit(&id, "two")).await?.0, 200);
+    let (status, answer) = desk.send("editMessageText", edit(&id, "two")).await?;
+    assert_eq!(status, 400);
+    assert!(answer["description"].as_str().unwrap().starts_with("Bad Request: message is not modified"));
+    let (_, answer) = desk.send("editMessageText", edit(&json!(999), "two")).await?;
+    assert_eq!(answer["description"], "Bad Request: message to edit not found");
+    let shown = desk.sim.messages("desk_bot", chat);
+    assert_eq!((shown[0].text.as_str(), shown[0].edits), ("two", 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_group_that_moved_names_its_new_id() -> Result<()> {
+    let desk = Desk::open().await?;
+    let group = json!({"id": -7, "type": "group", "title": "G"});
+    desk.sim.say_in("desk_bot", &Person::number(1), group, None, "hi").map_err(Error::msg)?;
+    desk.sim.migrate("desk_bot", -7, -1_007);
+    let (status, answer) = desk.send("sendMessage", json!({"chat_id": -7, "text": "x"})).await?;
+    assert_eq!((status, answer["parameters"]["migrate_to_chat_id"].as_i64()), (400, Some(-1_007)));
+    assert_eq!(desk.send("sendMessage", json!({"chat_id": -1_007, "text": "x"})).await?.0, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_log_marks_who_does_not_wait_and_holds_no_token() -> Result<()> {
+    let desk = Desk::open().await?;
+    desk.say(1, "hi");
+    let chat = Person::number(1).id;
+    let send = json!({"chat_id": chat, "text": "x"});
+    desk.sim.fault(Fault {
+        method: Some("sendMessage".to_owned()),
+        bot: None,
+        chat: None,
+        skip: 1,
+        times: 1,
+        fault: FaultKind::Status {
+            code: 429,
+            description: "Too Many Requests".to_owned(),
+            retry_after: Some(60),
+        },
+    });
+    for status in [200, 429, 429] {
+        assert_eq!(desk.send("sendMessage", send.clone()).await?.0, status);
+    }
+    let log = desk.sim.log(0);
+    let early: Vec<bool> = log
+        .iter()
+        .filter(|entry| entry.what == "sendMessage")
+        .map(|entry| entry.during_retry_after)
+        .collect();
+    assert_eq!(early, [false, false, true]);
+    assert!(log.iter().zip(1..).all(|(entry, number)| entry.number == number));
+    let text = serde_json::to_string(&log)?;
+    assert!(!text.contains("SIM") && !text.contains(&desk.bot.token), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_button_is_acknowledged_once_and_kinds_come_only_when_asked_for() -> Result<()> {
+    let desk = Desk::open().await?;
+    let reaction = json!({"message_reaction": {
+        "chat": {"id": 1, "type": "private"}, "message_id": 1, "date": 1, "old_reaction": [], "new_reaction": [],
+    }});
+    desk.sim.inject("desk_bot", reaction.clone()).map_err(Error::msg)?;
+    assert_eq!(desk.ids(0).await?.len(), 0, "not among what comes by default");
+    desk.send("getUpdates", json!({"allowed_updates": ["message_reaction", "callback_query"]})).await?;
+    desk.sim.inject("desk_bot", reaction).map_err(Error::msg)?;
+    desk.say(1, "not asked for");
+    desk.sim.press("desk_bot", &Person::number(1), 1, "x").map_err(Error::msg)?;
+    let (_, answer) = desk.send("getUpdates", json!({})).await?;
+    let updates = answer["result"].as_array().unwrap();
+    assert_eq!(updates.len(), 2, "{updates:?}");
+    let id = updates[1]["callback_query"]["id"].clone();
+    for status in [200, 400] {
+        assert_eq!(desk.send("answerCallbackQuery", json!({"callback_query_id": id})).await?.0, status);
+    }
+    Ok(())
+}
+
+/// A webhook that says when to come back, once.
+async fn busy_receiver(calls: Arc<Mutex<Vec<tokio::time::Instant>>>) -> Result<String> {
+    use axum::{
+        http::{StatusCode, header::RETRY_AFTER},
+        response::IntoResponse,
+        routing::post,
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/hook", listener.local_addr()?);
+    let app = axum::Router::new().route(
+        "/hook",
+        post(async move || {
+            let mut calls = calls.lock().unwrap();
+            calls.push(tokio::time::Instant::now());
+            match calls.len() {
+                1 => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")]).into_response(),
+                2..=4 => StatusCode::BAD_GATEWAY.into_response(),
+                _ => StatusCode::OK.into_response(),
+            }
+        }),
+    );
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Ok(url)
+}
+
+#[tokio::test]
+async fn a_webhook_is_left_alone_as_long_as_it_asks_and_longer_after_each_failure() -> Result<()> {
+    let desk = Desk::open().await?;
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let url = busy_receiver(Arc::clone(&calls)).await?;
+    desk.send("setWebhook", json!({"url": url})).await?;
+    desk.say(1, "hi");
+    while desk.sim.delivery("desk_bot").unwrap().pending > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let calls = calls.lock().unwrap().clone();
+    let pauses: Vec<Duration> = calls.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses[0] >= Duration::from_secs(1), "{pauses:?}");
+    // 20 ms, doubled with every failure: the second failure's pause is 40 ms.
+    for (pause, least) in pauses[1..].iter().zip([40, 80, 160]) {
+        assert!(*pause >= Duration::from_millis(least), "{pauses:?}");
+    }
+    let (_, info) = desk.send("getWebhookInfo", json!({})).await?;
+    assert_eq!(info["result"]["pending_update_count"], 0);
+    Ok(())
+}

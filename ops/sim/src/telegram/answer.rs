@@ -330,7 +330,7 @@ impl Call<'_> {
             u64::try_from(self.integer("timeout").unwrap_or(0).clamp(0, LONGEST_POLL)).unwrap_or(0),
         );
         let until = tokio::time::Instant::now() + wait;
-        let (mine, arrived) = {
+        let (mine, born, arrived) = {
             let mut state = self.shared.lock();
             let bot =
                 state.bot(self.username).ok_or_else(|| Refused(401, "Unauthorized".to_owned(), None))?;
@@ -350,7 +350,7 @@ impl Call<'_> {
             bot.polling += 1;
             // The older one that waits learns that it is not the newest any more.
             bot.arrived.notify_waiters();
-            (bot.poll, Arc::clone(&bot.arrived))
+            (bot.poll, bot.generation, Arc::clone(&bot.arrived))
         };
         let _polling = Polling { shared: self.shared, username: self.username };
         loop {
@@ -359,15 +359,15 @@ impl Call<'_> {
             waiting.as_mut().enable();
             {
                 let mut state = self.shared.lock();
-                let newest = state.bot(self.username).map_or(0, |bot| bot.poll);
-                if newest != mine {
-                    return Err(Refused(
-                        409,
-                        "Conflict: terminated by other getUpdates request; make sure that only one bot instance is \
-                         running"
-                            .to_owned(),
-                        None,
-                    ));
+                let Some(bot) = state.bot(self.username).filter(|bot| bot.generation == born) else {
+                    return Err(Refused(401, "Unauthorized".to_owned(), None));
+                };
+                if bot.poll != mine {
+                    let by = match &bot.webhook {
+                        Some(_) => "setWebhook request",
+                        None => "other getUpdates request; make sure that only one bot instance is running",
+                    };
+                    return Err(Refused(409, format!("Conflict: terminated by {by}"), None));
                 }
                 let batch = state.take_updates(self.username, offset, limit);
                 if !batch.is_empty() || wait.is_zero() {

@@ -52,7 +52,8 @@ pub(super) struct Pending {
 pub(super) struct Bot {
     pub(super) id: i64,
     pub(super) username: String,
-    generation: usize,
+    /// How often its token was revoked.
+    pub(super) generation: usize,
     next_update: i64,
     next_message: i64,
     pub(super) pending: VecDeque<Pending>,
@@ -604,6 +605,7 @@ impl Bot {
         }
         if let Some(thread) = sent.thread {
             message["message_thread_id"] = thread.into();
+            message["is_topic_message"] = true.into();
         }
         if sent.edits > 0 {
             message["edit_date"] = (now_ms() / 1_000).into();
