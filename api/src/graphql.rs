@@ -2,6 +2,7 @@
 
 mod bot;
 mod conversation;
+pub(crate) mod edges;
 pub(crate) mod error;
 mod event;
 mod node;

@@ -74,7 +74,7 @@ where
     }
 }
 
-async fn known_receipt<E: DomainError>(
+pub(crate) async fn known_receipt<E: DomainError>(
     core: &Core,
     caller: &Caller,
 ) -> Result<Option<Receipt>, CommandError<E>> {

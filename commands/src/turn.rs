@@ -10,7 +10,10 @@ use botledger_domain::{
 use botledger_journal::{AppendError, AppendSet, Loaded, Place, Receipt};
 use chrono::{DateTime, Utc};
 
-use crate::{BodyContent, Caller, CommandError, Core, Fence, PersonFacts, Subjects, execute::ATTEMPTS};
+use crate::{
+    BodyContent, Caller, CommandError, Core, Fence, PersonFacts, Subjects,
+    execute::{ATTEMPTS, known_receipt},
+};
 
 /// An update on its way in, as the Telegram side understood it.
 #[derive(Clone, Debug)]
@@ -303,7 +306,9 @@ impl Turns {
         loop {
             let mut loaded = self.load(turn).await?;
             if !matches!(loaded.state.phase, TurnPhase::Received | TurnPhase::Admitted) {
-                return Ok(StepOutcome::AlreadyPast(loaded.state.phase));
+                // A repeated request finds what it did itself.
+                let done = known_receipt(&self.core, caller).await?;
+                return Ok(done.map_or(StepOutcome::AlreadyPast(loaded.state.phase), StepOutcome::Done));
             }
             let message = loaded.state.message.clone().ok_or(CommandError::NotFound { what: "message" })?;
             let admitted = loaded.state.phase == TurnPhase::Admitted;

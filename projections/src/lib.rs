@@ -34,7 +34,7 @@ pub use directory::{
 };
 pub use log::{EventFilter, LogReader};
 pub use people::{PeopleProjection, PersonRow, people_by_ids, people_page, person};
-pub use quotas::{QuotaRow, QuotasProjection, quota_of, quotas_page};
+pub use quotas::{QuotaRow, QuotasProjection, quota_of, quotas_of, quotas_page};
 pub use rebuild::{Difference, Progress, RebuildError, RebuildReport, replay, verify};
 pub use runner::{
     CheckpointStatus, Decision, Projection, ProjectionError, RunnerConfig, Runners, decide, describe_metrics,

@@ -128,9 +128,15 @@ impl Projection for QuotasProjection {
 /// # Errors
 /// When the database fails.
 pub async fn quota_of(pool: &PgPool, subject: SubjectId) -> Result<Option<QuotaRow>, sqlx::Error> {
-    sqlx::query_as!(QuotaRow, "SELECT * FROM quotas WHERE subject = $1", subject.uuid())
-        .fetch_optional(pool)
-        .await
+    Ok(quotas_of(pool, &[subject.uuid()]).await?.pop())
+}
+
+/// Quotas of people, in no order; absent ones are left out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn quotas_of(pool: &PgPool, subjects: &[Uuid]) -> Result<Vec<QuotaRow>, sqlx::Error> {
+    sqlx::query_as!(QuotaRow, "SELECT * FROM quotas WHERE subject = ANY($1)", subjects).fetch_all(pool).await
 }
 
 /// Quotas of a workspace.

@@ -1,7 +1,7 @@
 //! Bots.
 
 use async_graphql::{Context, Enum, ID, InputObject, Object, SimpleObject};
-use botledger_commands::NewBot;
+use botledger_commands::{Caller, NewBot};
 use botledger_domain::{
     BotId, ModelName, Reason,
     bot::{BotRateLimits, BotSettings as Settings, RateLimit as Limit, UpdateMode as Mode},
@@ -225,6 +225,12 @@ pub(super) async fn find(scope: &Scope<'_>, bot: BotId) -> ApiResult<Option<Bot>
     Ok(row.filter(|row| row.workspace == workspace).map(Bot))
 }
 
+/// The same for a bot that a list points to.
+pub(super) async fn pointed_to(scope: &Scope<'_>, bot: BotId) -> ApiResult<Option<Bot>> {
+    let workspace = scope.identity()?.workspace.uuid();
+    Ok(scope.services.edges.bot(bot).await?.filter(|row| row.workspace == workspace).map(Bot))
+}
+
 #[derive(Default)]
 pub(crate) struct BotQuery;
 
@@ -364,7 +370,12 @@ impl BotMutation {
         if !input.start {
             return done(&scope, bot, &executed).await;
         }
-        let caller = scope.caller(None)?;
+        // Two appends have two keys; the second is found by the same repeat.
+        let caller = Caller {
+            idempotency_key: caller.idempotency_key.map(|key| format!("{key}/start")),
+            expected_version: None,
+            ..caller
+        };
         let started = scope.services.app.bots.start(&caller, bot).await;
         let executed = or_refused!(BotPayload, outcome(&scope, "bot.start", started).await?);
         done(&scope, bot, &executed).await

@@ -104,13 +104,13 @@ impl Conversation {
 
     #[graphql(complexity = 5)]
     async fn bot(&self, ctx: &Context<'_>) -> ApiResult<Option<Bot>> {
-        bot::find(&Scope::of(ctx)?, BotId(self.0.bot_id)).await
+        bot::pointed_to(&Scope::of(ctx)?, BotId(self.0.bot_id)).await
     }
 
     /// Who wrote first; in groups others write too.
     #[graphql(complexity = 5)]
     async fn person(&self, ctx: &Context<'_>) -> ApiResult<Option<Person>> {
-        person::find(&Scope::of(ctx)?, SubjectId(self.0.subject)).await
+        person::pointed_to(&Scope::of(ctx)?, SubjectId(self.0.subject)).await
     }
 
     async fn chat_kind(&self) -> ApiResult<ChatKind> {

@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{Services, auth};
 
-/// How often a running subscription asks whether its operator may still see.
+/// How often a running subscription asks whether its operator may still see, besides when the ledger
+/// tells something about them.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Pages looked through for events of the caller's workspace, at most.
 const PAGES: usize = 20;
@@ -298,7 +299,9 @@ where
                     Ok(event) => event,
                     Err(error) => return Some((Err(ApiError::unavailable(error).into()), None)),
                 };
-                if tokio::time::Instant::now() >= until {
+                let about_them =
+                    event.aggregate_type == "operator" && event.aggregate_id == identity.operator.to_string();
+                if about_them || tokio::time::Instant::now() >= until {
                     looked_at = tokio::time::Instant::now();
                     match auth::again(&services, &identity).await {
                         Ok(now) if now.role.may(permission) => {}

@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
 use botledger_domain::{SubjectId, operator::Permission};
-use botledger_projections::{PersonRow, people_page, quota_of};
+use botledger_projections::{PersonRow, people_page};
 use chrono::{DateTime, Utc};
 
 use super::{
@@ -83,7 +83,7 @@ impl Person {
     #[graphql(guard = "Needs(Permission::ReadOperations)", complexity = 5)]
     async fn quota(&self, ctx: &Context<'_>) -> ApiResult<Option<Quota>> {
         let scope = Scope::of(ctx)?;
-        Ok(quota_of(&scope.services.read, SubjectId(self.0.subject)).await?.map(Quota))
+        Ok(scope.services.edges.quota(SubjectId(self.0.subject)).await?.map(Quota))
     }
 }
 
@@ -92,6 +92,12 @@ pub(super) async fn find(scope: &Scope<'_>, subject: SubjectId) -> ApiResult<Opt
     let workspace = scope.identity()?.workspace.uuid();
     let row = botledger_projections::person(&scope.services.read, subject).await?;
     Ok(row.filter(|row| row.workspace == workspace).map(Person))
+}
+
+/// The same for a person that a list points to.
+pub(super) async fn pointed_to(scope: &Scope<'_>, subject: SubjectId) -> ApiResult<Option<Person>> {
+    let workspace = scope.identity()?.workspace.uuid();
+    Ok(scope.services.edges.person(subject).await?.filter(|row| row.workspace == workspace).map(Person))
 }
 
 #[derive(Default)]

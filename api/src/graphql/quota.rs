@@ -218,7 +218,7 @@ pub(crate) struct QuotaMutation;
 
 #[Object]
 impl QuotaMutation {
-    /// Puts a person on a plan; what was used in the window stays used.
+    /// Puts a person on a plan; what was used stays used unless the plan's window is another one.
     #[graphql(guard = "Acts(Permission::ManageQuotas)")]
     async fn quota_assign_plan(
         &self,

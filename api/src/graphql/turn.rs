@@ -74,7 +74,7 @@ impl Turn {
     /// The bot it was written to.
     #[graphql(complexity = 5)]
     async fn bot(&self, ctx: &Context<'_>) -> ApiResult<Option<Bot>> {
-        bot::find(&Scope::of(ctx)?, BotId(self.0.bot_id)).await
+        bot::pointed_to(&Scope::of(ctx)?, BotId(self.0.bot_id)).await
     }
 
     async fn bot_id(&self) -> ID {
@@ -84,7 +84,7 @@ impl Turn {
     /// Who wrote.
     #[graphql(complexity = 5)]
     async fn person(&self, ctx: &Context<'_>) -> ApiResult<Option<Person>> {
-        person::find(&Scope::of(ctx)?, SubjectId(self.0.subject)).await
+        person::pointed_to(&Scope::of(ctx)?, SubjectId(self.0.subject)).await
     }
 
     async fn person_id(&self) -> ID {

@@ -3,9 +3,10 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use axum::response::{
-    IntoResponse, Response,
-    sse::{Event, KeepAlive, Sse},
+use axum::{
+    body::Body,
+    http::{HeaderName, header},
+    response::{IntoResponse, Response},
 };
 use futures::{StreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
@@ -18,11 +19,8 @@ use crate::serve::Server;
 
 /// A comment is sent this often, so that nobody in between takes the silence for the end.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-
-fn next(response: &async_graphql::Response) -> Event {
-    let data = serde_json::to_string(response).unwrap_or_default();
-    Event::default().event("next").data(data)
-}
+/// With an empty line of data: browsers do not tell of an event without any.
+const COMPLETE: &str = "event: complete\ndata: \n\n";
 
 pub(super) fn answer(
     inner: Arc<Inner>,
@@ -34,8 +32,18 @@ pub(super) fn answer(
         Ok(ready) => execute::stream(inner, ready).boxed(),
         Err(response) => stream::iter([response]).boxed(),
     };
-    let events = responses.map(|response| next(&response));
-    let events = events.chain(stream::iter([Event::default().event("complete").data("")]));
+    let texts = stream::unfold(Some(responses), |responses| async move {
+        let mut responses = responses?;
+        match tokio::time::timeout(KEEP_ALIVE, responses.next()).await {
+            Ok(Some(response)) => {
+                // JSON text has no line breaks of its own.
+                let data = serde_json::to_string(&response).unwrap_or_default();
+                Some((format!("event: next\ndata: {data}\n\n"), Some(responses)))
+            }
+            Ok(None) => Some((COMPLETE.to_owned(), None)),
+            Err(_) => Some((":\n\n".to_owned(), Some(responses))),
+        }
+    });
     let stopping = server.map(|server| server.stopping);
     let stopped = async move {
         match stopping {
@@ -43,9 +51,14 @@ pub(super) fn answer(
             None => std::future::pending().await,
         }
     };
-    let events = events.take_until(Box::pin(stopped)).map(move |event| {
+    let texts = texts.take_until(Box::pin(stopped)).map(move |text| {
         let _held = &permit;
-        Ok::<_, Infallible>(event)
+        Ok::<_, Infallible>(text)
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        // Proxies that gather answers would hold every event back.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, Body::from_stream(texts)).into_response()
 }

@@ -226,14 +226,14 @@ async fn quotas_plans_standings_and_the_workspace(pool: PgPool) {
         &tenant,
         "planDefine",
         thing,
-        json!({"plan": "pro", "tokens": "5000000000", "period": "WEEK"}),
+        json!({"plan": "pro", "tokens": "5000000000", "period": "DAY"}),
     )
     .await;
     assert!(
         defined["workspace"]["plans"]
             .as_array()
             .unwrap()
-            .contains(&json!({"name": "pro", "tokens": "5000000000", "period": "WEEK"}))
+            .contains(&json!({"name": "pro", "tokens": "5000000000", "period": "DAY"}))
     );
     refused(
         &platform,
@@ -260,7 +260,11 @@ async fn quotas_plans_standings_and_the_workspace(pool: PgPool) {
         change(&platform, &tenant, "quotaAssignPlan", thing, json!({"personId": person, "plan": "pro"}))
             .await;
     assert_eq!((&assigned["quota"]["plan"], &assigned["quota"]["used"]), (&json!("pro"), &json!("18")));
-    refused(&platform, &tenant, "quotaAssignPlan", thing, json!({"personId": person, "plan": "gold"})).await;
+    let gold = json!({"i": {"personId": person, "plan": "gold"}});
+    assert_eq!(
+        platform.refusal(Some(&tenant.token), &document("quotaAssignPlan", thing), gold).await,
+        "NOT_FOUND"
+    );
     let grant =
         json!({"personId": person, "tokens": "9", "expiresAt": "2099-01-01T00:00:00Z", "reason": "kind"});
     let granted = change(&platform, &tenant, "quotaGrantOverride", thing, grant).await;
@@ -299,7 +303,11 @@ async fn the_same_key_twice_is_the_same_answer_and_no_second_event(pool: PgPool)
     let cases = [
         ("botRegister", "bot { id status }", json!({"token": bot_token(2)})),
         ("botConfigure", "bot { id position }", json!({"botId": bot, "settings": {"maxAnswerTokens": 64}})),
-        ("botRotateToken", "bot { id position }", json!({"botId": bot, "token": bot_token(1)})),
+        (
+            "botRotateToken",
+            "bot { id position }",
+            json!({"botId": bot, "token": format!("1:{}", "B".repeat(35))}),
+        ),
         ("botStop", "bot { status position }", json!({"botId": bot, "reason": "night"})),
         ("botStart", "bot { status position }", json!({"botId": bot})),
         ("turnFail", "turn { phase position }", json!({"turnId": format!("turn:{open}"), "reason": "stuck"})),

@@ -1,6 +1,13 @@
 //! Lists, filters, cursors, and reading one's own writes.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use botledger_commands::Decision;
@@ -338,7 +345,7 @@ async fn a_reader_waits_for_a_position_and_not_for_ever(pool: PgPool) {
     let platform = Platform::with(pool, |config| config.request_timeout = Duration::from_secs(1)).await;
     let tenant = platform.tenant("one").await;
     let bot = platform.bot(&tenant, 1).await;
-    for update in 0..20 {
+    for update in 0..8 {
         let turn = platform.message(bot, update, 70 + update, "hello").await;
         // No settling: the answer has to wait for the read model by itself.
         let head = platform.head().await;
@@ -353,4 +360,60 @@ async fn a_reader_waits_for_a_position_and_not_for_ever(pool: PgPool) {
     let answer = platform.post(Some(&tenant.token), future, json!({})).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "UNAVAILABLE"));
     assert_eq!(answer.json()["errors"][0]["extensions"]["retryable"], true);
+}
+
+/// Counts statements on a table, as the database driver tells them.
+struct Statements {
+    on: &'static str,
+    count: Arc<AtomicUsize>,
+}
+
+impl tracing::Subscriber for Statements {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "sqlx::query"
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Summary(String);
+        impl tracing::field::Visit for Summary {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "summary" {
+                    self.0 = format!("{value:?}");
+                }
+            }
+        }
+        let mut summary = Summary(String::new());
+        event.record(&mut summary);
+        if summary.0.contains(self.on) {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_page_fetches_what_it_points_to_in_one_go(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let (tenant, _) = busy(&platform).await;
+    let query = "{ turns { edges { node { bot { username } person { messages quota { used } } } } }
+        conversations { edges { node { bot { username } person { messages quota { used } } } } } }";
+    platform.data(&tenant.token, query, json!({})).await;
+    for (on, most) in [
+        ("SELECT * FROM bots", 2),
+        ("SELECT * FROM people", 2),
+        ("SELECT * FROM quotas", 2),
+        ("FROM turns", 1),
+    ] {
+        let count = Arc::new(AtomicUsize::new(0));
+        let watching = tracing::subscriber::set_default(Statements { on, count: Arc::clone(&count) });
+        platform.data(&tenant.token, query, json!({})).await;
+        drop(watching);
+        let count = count.load(Ordering::Relaxed);
+        assert!((1..=most).contains(&count), "{count} times {on}");
+    }
 }

@@ -162,10 +162,11 @@ async fn the_role_counts_over_a_socket_as_well(pool: PgPool) {
 
 #[sqlx::test(migrations = "../migrations")]
 async fn a_stopping_server_says_goodbye(pool: PgPool) {
-    let platform = Platform::open(pool).await;
+    let mut platform = Platform::open(pool).await;
     let tenant = platform.tenant("one").await;
     let mut socket = platform.introduced(&tenant.token).await;
     socket.subscribe("1", EVENTS, json!({})).await;
     platform.stop.cancel();
     assert_eq!(socket.close_code().await, 1001);
+    (&mut platform.served).await.unwrap().unwrap();
 }
