@@ -1,0 +1,9 @@
+//! The real binary against a real PostgreSQL, a real Redis and the stand-ins, from outside.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod canary;
+mod commands;
+mod crash;
+mod house;
+mod operation;
