@@ -41,7 +41,7 @@ async fn connections_killed_in_the_middle_of_load_lose_and_double_nothing(pool: 
             let mut killed = 0;
             while !done.load(Ordering::SeqCst) {
                 killed += kill_the_writers_connections(&pool).await;
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(60)).await;
             }
             killed
         })

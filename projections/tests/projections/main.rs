@@ -1,0 +1,11 @@
+//! The log's readers and the read models against PostgreSQL. Events come from the aggregates'
+//! own decisions and the real journal; see `support`.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod once;
+mod poison;
+mod rebuild;
+mod rows;
+mod support;
+mod tail;
