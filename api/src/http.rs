@@ -30,6 +30,8 @@ use execute::{Asked, Outcome};
 
 /// A body must be complete within this time.
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
+/// Sockets and streams of a process.
+const MOST_LASTING: usize = 2_000;
 const RESPONSE_JSON: &str = "application/graphql-response+json";
 const JSON: &str = "application/json";
 /// The page sends its one form to this server and loads nothing from anywhere.
@@ -41,12 +43,14 @@ pub(crate) struct Inner {
     pub(crate) schema: ApiSchema,
     pub(crate) services: Arc<Services>,
     in_flight: Arc<Semaphore>,
+    lasting: Arc<Semaphore>,
 }
 
 impl Inner {
     pub(crate) fn new(services: Arc<Services>) -> Self {
         let in_flight = Arc::new(Semaphore::new(services.config.max_in_flight));
-        Self { schema: graphql::schema(Arc::clone(&services)), services, in_flight }
+        let lasting = Arc::new(Semaphore::new(MOST_LASTING));
+        Self { schema: graphql::schema(Arc::clone(&services)), services, in_flight, lasting }
     }
 }
 
@@ -152,9 +156,19 @@ fn busy() -> Response {
     response
 }
 
+/// Room for a request.
 fn admit(inner: &Inner) -> Result<OwnedSemaphorePermit, Response> {
-    Arc::clone(&inner.in_flight).try_acquire_owned().map_err(|_| {
-        metrics::counter!("botledger_api_refused_total", "reason" => "in_flight").increment(1);
+    room(&inner.in_flight, "in_flight")
+}
+
+/// Room for a socket or a stream, which may stay for hours: they take no request's place.
+fn stay(inner: &Inner) -> Result<OwnedSemaphorePermit, Response> {
+    room(&inner.lasting, "lasting")
+}
+
+fn room(places: &Arc<Semaphore>, reason: &'static str) -> Result<OwnedSemaphorePermit, Response> {
+    Arc::clone(places).try_acquire_owned().map_err(|_| {
+        metrics::counter!("botledger_api_refused_total", "reason" => reason).increment(1);
         busy()
     })
 }
@@ -303,7 +317,11 @@ async fn answer(
         ready => ready,
     };
     if takes == Takes::Events {
-        return sse::answer(inner, ready, server, permit);
+        drop(permit);
+        return match stay(&inner) {
+            Ok(permit) => sse::answer(inner, ready, server, permit),
+            Err(response) => response,
+        };
     }
     let outcome = match ready {
         Ok(ready) => execute::once(&inner, ready).await,

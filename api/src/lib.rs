@@ -117,11 +117,7 @@ pub fn activation_link(public_url: &str, secret: &OneTimeSecret) -> String {
 /// Tells the metrics recorder what the API's metrics mean.
 pub fn describe_metrics() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    describe_counter!(
-        "botledger_api_requests_total",
-        Unit::Count,
-        "GraphQL operations by transport and outcome"
-    );
+    describe_counter!("botledger_api_requests_total", Unit::Count, "Queries and mutations by outcome");
     describe_histogram!("botledger_api_request_seconds", Unit::Seconds, "Queries and mutations, whole");
     describe_counter!(
         "botledger_api_refused_total",

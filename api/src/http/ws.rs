@@ -1,7 +1,14 @@
 //! `graphql-transport-ws`, to the letter: close codes, the wait for `connection_init`, one task an
 //! operation.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade},
@@ -20,11 +27,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Inner,
     execute::{self, Asked},
-    identify,
+    identify, stay,
 };
 use crate::{
     admin::problem,
     auth::{self, AuthFailure, Identity},
+    graphql::error::ApiError,
     serve::Server,
 };
 
@@ -68,6 +76,10 @@ pub(super) async fn accept(
         Ok(identity) => identity,
         Err(response) => return response,
     };
+    let permit = match stay(&inner) {
+        Ok(permit) => permit,
+        Err(response) => return response,
+    };
     let limit = inner.services.config.max_body_bytes;
     upgrade.protocols([PROTOCOL]).max_message_size(limit).max_frame_size(limit).on_upgrade(move |socket| {
         let stopping = server.as_ref().map_or_else(CancellationToken::new, |server| server.stopping.clone());
@@ -80,7 +92,7 @@ pub(super) async fn accept(
         let tracked = server.map(|server| server.tasks.token());
         async move {
             served.await;
-            drop(tracked);
+            drop((tracked, permit));
         }
     })
 }
@@ -166,8 +178,8 @@ impl Socket {
         out: &mpsc::Sender<Message>,
     ) -> Option<Close> {
         let mut acknowledged = false;
-        let mut operations: HashMap<String, AbortHandle> = HashMap::new();
-        let mut running: JoinSet<String> = JoinSet::new();
+        let mut operations: HashMap<String, Running> = HashMap::new();
+        let mut running: JoinSet<()> = JoinSet::new();
         let patience = INIT_PATIENCE.min(self.inner.services.config.request_timeout);
         let init_until = tokio::time::Instant::now() + patience;
         let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
@@ -182,12 +194,7 @@ impl Socket {
                     out.send(text(json!({"type": "ping"}))).await.ok()?;
                     continue;
                 }
-                Some(ended) = running.join_next(), if !running.is_empty() => {
-                    if let Ok(id) = ended {
-                        operations.remove(&id);
-                    }
-                    continue;
-                }
+                Some(_) = running.join_next(), if !running.is_empty() => continue,
                 message = source.next() => message?.ok()?,
             };
             let message = match message {
@@ -196,6 +203,7 @@ impl Socket {
                 Message::Close(_) => return None,
                 Message::Ping(_) | Message::Pong(_) => continue,
             };
+            operations.retain(|_, operation| !operation.is_over());
             match message {
                 Err(_) => return Some(BAD_MESSAGE),
                 Ok(Incoming::Pong) => {}
@@ -225,12 +233,13 @@ impl Socket {
                     return Some(TRY_LATER);
                 }
                 Ok(Incoming::Subscribe { id, payload }) => {
-                    let operation = self.operation(id.clone(), payload, out.clone());
-                    operations.insert(id, running.spawn(operation));
+                    let over = Arc::new(AtomicBool::new(false));
+                    let operation = self.operation(id.clone(), payload, out.clone(), Arc::clone(&over));
+                    operations.insert(id, Running { task: running.spawn(operation), over });
                 }
                 Ok(Incoming::Complete { id }) => {
                     if let Some(operation) = operations.remove(&id) {
-                        operation.abort();
+                        operation.task.abort();
                     }
                 }
             }
@@ -270,38 +279,68 @@ impl Socket {
         id: String,
         operation: Operation,
         out: mpsc::Sender<Message>,
-    ) -> impl Future<Output = String> + Send + use<> {
-        let asked = Asked {
-            query: operation.query,
-            operation_name: operation.operation_name,
-            variables: operation.variables.unwrap_or_default(),
-            identity: self.identity.clone(),
-            ip: self.peer.clone(),
-        };
-        let inner = Arc::clone(&self.inner);
+        over: Arc<AtomicBool>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (inner, known, ip) = (Arc::clone(&self.inner), self.identity.clone(), self.peer.clone());
         async move {
+            // The id is free again before the client can know that it is.
+            let last = async |message: Value| {
+                over.store(true, Ordering::Release);
+                let _ = out.send(text(message)).await;
+            };
+            // What they may is asked anew for every operation, as over HTTP.
+            let identity = match &known {
+                None => Ok(None),
+                Some(known) => auth::again(&inner.services, known).await.map(Some),
+            };
+            let identity = match identity {
+                Ok(identity) => identity,
+                Err(failure) => {
+                    let refusal = match failure {
+                        AuthFailure::Refused => ApiError::unauthenticated(),
+                        AuthFailure::Unavailable => ApiError::away(),
+                    };
+                    let response = execute::failed(refusal, inner.services.app.core.ids.next());
+                    return last(error(&id, &response)).await;
+                }
+            };
+            let asked = Asked {
+                query: operation.query,
+                operation_name: operation.operation_name,
+                variables: operation.variables.unwrap_or_default(),
+                identity,
+                ip,
+            };
             let ready = match execute::prepare(&inner, asked) {
                 Ok(ready) => ready,
-                Err(response) => {
-                    let _ = out.send(text(error(&id, &response))).await;
-                    return id;
-                }
+                Err(response) => return last(error(&id, &response)).await,
             };
             let mut responses = std::pin::pin!(execute::stream(inner, ready));
             let mut first = true;
             while let Some(response) = responses.next().await {
                 if first && execute::is_request_error(&response) {
-                    let _ = out.send(text(error(&id, &response))).await;
-                    return id;
+                    return last(error(&id, &response)).await;
                 }
                 first = false;
                 if out.send(text(json!({"id": id, "type": "next", "payload": response}))).await.is_err() {
-                    return id;
+                    return;
                 }
             }
-            let _ = out.send(text(json!({"id": id, "type": "complete"}))).await;
-            id
+            last(json!({"id": id, "type": "complete"})).await;
         }
+    }
+}
+
+/// An operation of a socket.
+struct Running {
+    task: AbortHandle,
+    /// Its last message is on its way.
+    over: Arc<AtomicBool>,
+}
+
+impl Running {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire) || self.task.is_finished()
     }
 }
 

@@ -161,6 +161,47 @@ async fn the_role_counts_over_a_socket_as_well(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
+async fn a_socket_gives_no_more_than_its_operator_may_now(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let operator = platform.operator(tenant.workspace, "grace", Role::Admin).await;
+    let mut socket = platform.introduced(&platform.token(operator)).await;
+    let rename = "mutation { workspaceRename(input: {name: \"Mine\"}) { position } }";
+    socket.subscribe("1", rename, json!({})).await;
+    assert!(told(&mut socket).await["payload"]["data"]["workspaceRename"]["position"].is_string());
+    assert_eq!(told(&mut socket).await["type"], "complete");
+    for (mutation, more, code) in [
+        ("operatorChangeRole", json!({"role": "ANALYST"}), "FORBIDDEN"),
+        ("operatorDisable", json!({"reason": "left"}), "UNAUTHENTICATED"),
+    ] {
+        let mut input = json!({"operatorId": format!("operator:{operator}")});
+        input.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let kind = format!("{}{}Input", mutation[..1].to_uppercase(), &mutation[1..]);
+        let query =
+            format!("mutation m($i: {kind}!) {{ {mutation}(input: $i) {{ userErrors {{ code }} }} }}");
+        platform.data(&tenant.token, &query, json!({"i": input})).await;
+        socket.subscribe("1", rename, json!({})).await;
+        let refused = told(&mut socket).await;
+        assert!(refused.to_string().contains(code), "{refused}");
+        if refused["type"] == "next" {
+            assert_eq!(told(&mut socket).await["type"], "complete");
+        }
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn an_id_is_free_as_soon_as_its_operation_is_complete(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let mut socket = platform.introduced(&tenant.token).await;
+    for _ in 0..200 {
+        socket.subscribe("1", "{ __typename }", json!({})).await;
+        assert_eq!(told(&mut socket).await["type"], "next");
+        assert_eq!(told(&mut socket).await["type"], "complete");
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
 async fn a_stopping_server_says_goodbye(pool: PgPool) {
     let mut platform = Platform::open(pool).await;
     let tenant = platform.tenant("one").await;
