@@ -193,7 +193,8 @@ impl Poller<'_> {
                 self.bot.fault(refusal);
                 Duration::from_secs(60)
             }
-            ErrorClass::Conflict if refusal.description.contains("webhook is active") => {
+            // Told to a poll that begins ("webhook is active") and to one that waited ("setWebhook").
+            ErrorClass::Conflict if refusal.description.to_ascii_lowercase().contains("webhook") => {
                 tracing::warn!(bot.id = %self.bot.id, "somebody set a webhook for a polling bot; removing it");
                 let _ = self
                     .bot

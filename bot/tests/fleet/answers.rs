@@ -128,7 +128,7 @@ async fn a_slow_chat_holds_up_no_other(pool: PgPool) {
     world.say(&bot, &slow, "/stop");
     let answer = world.answers(&bot, slow.id, 1).await.remove(0);
     assert_eq!(answer, "(stopped)");
-    drop(instance);
+    instance.stop().await;
 }
 
 #[sqlx::test(migrations = "../migrations")]

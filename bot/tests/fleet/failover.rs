@@ -62,7 +62,7 @@ async fn each_bot_is_run_by_exactly_one_of_two(pool: PgPool) {
 
 #[sqlx::test(migrations = "../migrations")]
 async fn a_bot_given_up_in_order_is_taken_over_at_once(pool: PgPool) {
-    let world = World::new(pool).await;
+    let world = World::with(pool, short_lease()).await;
     let one = world.instance();
     let bot = world.bot(&one, "handed_bot").await;
     held_by(&one, &bot).await;

@@ -5,9 +5,11 @@ use sqlx::PgPool;
 
 use crate::world::{Gateway, Held, Routes, World, until};
 
+/// Ten people who have not written yet: a chat that has had its burst would be paced.
 fn crowd(world: &World, bot: &Held, words: &str) {
+    let already = world.sim.log(0).iter().filter(|entry| entry.what == "update").count();
     for number in 1..=10 {
-        world.say(bot, &Person::number(number), words);
+        world.say(bot, &Person::number(number + i64::try_from(already).unwrap()), words);
     }
 }
 

@@ -210,3 +210,22 @@ async fn a_group_that_moved_gets_its_answer_at_the_new_place(pool: PgPool) {
     assert_eq!((sent.len(), texts(&sent, -1_007).len()), (1, 1));
     instance.stop().await;
 }
+
+#[sqlx::test(migrations = "../migrations")]
+async fn polls_and_beginnings_wait_as_long_as_they_are_told(pool: PgPool) {
+    let world = World::new(pool).await;
+    let wait = || status(429, "Too Many Requests: retry after 1", Some(1));
+    for method in ["getUpdates", "deleteWebhook"] {
+        world.sim.fault(fault(method, 1, wait()));
+        world.sim.fault(fault(method, 1, status(500, "Internal Server Error", None)));
+    }
+    let instance = world.instance();
+    let bot = world.bot(&instance, "obedient_bot").await;
+    world.ask(&bot, &Person::number(1), "hello").await;
+    for method in ["getUpdates", "deleteWebhook"] {
+        let at: Vec<i64> =
+            world.sim.log(0).iter().filter(|entry| entry.what == method).map(|entry| entry.at_ms).collect();
+        assert!(at[1] - at[0] >= 1_000, "{method}: {at:?}");
+    }
+    instance.stop().await;
+}

@@ -4,7 +4,7 @@ use botledger_sim::Person;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use crate::world::{World, until};
+use crate::world::{Gateway, Routes, World, until};
 
 #[sqlx::test(migrations = "../migrations")]
 async fn every_real_update_is_kept_and_none_is_lost(pool: PgPool) {
@@ -64,5 +64,30 @@ async fn what_cannot_be_read_is_kept_as_it_came(pool: PgPool) {
     world.answers(&bot, Person::number(1).id, 1).await;
     // Those without an id come with every poll, and are stored once each all the same.
     assert_eq!(world.events("update_unreadable").await, 5);
+    instance.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn nothing_is_confirmed_to_telegram_while_the_database_is_away(pool: PgPool) {
+    let world = World::new(pool).await;
+    let (gateway, database) = Gateway::to_database(&world).await;
+    let instance = world.instance_by(&Routes { database, ..world.routes() });
+    let bot = world.bot(&instance, "careful_bot").await;
+    world.polled(&bot).await;
+    gateway.close();
+    let person = Person::number(1);
+    world.say(&bot, &person, "into the dark");
+    // Fetched again and again, and kept by Telegram as long as nobody can store it.
+    until("it was fetched", async || {
+        world.sim.delivery("careful_bot").is_some_and(|delivery| !delivery.polling).then_some(())
+    })
+    .await;
+    world.say(&bot, &person, "and another");
+    assert_eq!(world.sim.delivery("careful_bot").unwrap().pending, 2);
+    gateway.open().await;
+    let texts = world.answers(&bot, person.id, 2).await;
+    assert!(texts[0].contains("into the dark") && texts[1].contains("and another"), "{texts:?}");
+    assert_eq!(world.ended(2).await["delivered"], 2);
+    assert_eq!(world.sent(&bot).len(), 2);
     instance.stop().await;
 }

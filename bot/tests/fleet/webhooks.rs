@@ -15,6 +15,7 @@ use botledger_domain::bot::{BotSettings, UpdateMode};
 use botledger_sim::Person;
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::task::JoinHandle;
 
 use crate::world::{Gateway, Held, Instance, Routes, Setup, World, until};
 
@@ -22,6 +23,14 @@ use crate::world::{Gateway, Held, Instance, Routes, Setup, World, until};
 struct Front {
     base: String,
     target: Arc<Mutex<Option<Webhooks>>>,
+    served: JoinHandle<std::io::Result<()>>,
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        // What it leads to holds connections to the test's database.
+        self.served.abort();
+    }
 }
 
 async fn call(
@@ -47,8 +56,8 @@ impl Front {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let app = Router::new().route("/telegram/{bot}", post(call)).with_state(Arc::clone(&target));
-        tokio::spawn(async move { axum::serve(listener, app).await });
-        Self { base, target }
+        let served = tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { base, target, served }
     }
 
     fn lead_to(&self, instance: &Instance) {
@@ -207,4 +216,22 @@ async fn a_bot_changes_between_polling_and_webhook_without_losing_a_message(pool
     assert_eq!(world.ended(3).await["delivered"], 3);
     assert_eq!(world.sent(&bot).len(), 3);
     instance.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn without_redis_the_ledger_alone_tells_the_holder_also_to_stop(pool: PgPool) {
+    let front = Front::open().await;
+    let world = World::with(pool, front.setup()).await;
+    let holder = world.instance_by(&Routes { redis: None, ..world.routes() });
+    let bot = hooked(&world, &holder, "quiet_bot").await;
+    let other = world.instance_by(&Routes { redis: None, ..world.routes() });
+    front.lead_to(&other);
+    world.model.hold();
+    world.say(&bot, &Person::number(1), "a long one");
+    until("the model was asked", async || (world.model.served().len() == 1).then_some(())).await;
+    world.say(&bot, &Person::number(1), "/stop");
+    assert_eq!(world.answers(&bot, Person::number(1).id, 2).await, ["(stopped)", "Stopped."]);
+    assert_eq!(world.ended(2).await["delivered"], 2);
+    other.stop().await;
+    holder.stop().await;
 }
