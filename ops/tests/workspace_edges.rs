@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -68,17 +69,20 @@ fn wrong_edges(edges: &[Edge]) -> Vec<String> {
     wrong
 }
 
-fn edges_of_the_workspace() -> Vec<Edge> {
+fn packages() -> Vec<Value> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version=1", "--no-deps", "--offline", "--manifest-path", manifest])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let packages = metadata["packages"].as_array().unwrap();
+    let mut metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_value(metadata["packages"].take()).unwrap()
+}
+
+fn edges_of_the_workspace() -> Vec<Edge> {
     let mut edges = Vec::new();
-    for package in packages {
+    for package in packages() {
         let from = package["name"].as_str().unwrap().trim_start_matches("botledger-");
         for dependency in package["dependencies"].as_array().unwrap() {
             edges.push(Edge {
@@ -116,4 +120,44 @@ fn a_wrong_edge_is_named() {
     assert!(wrong[0].starts_with("commands -> projections"));
     assert!(wrong[1].starts_with("api -> sqlx"));
     assert!(wrong[2].starts_with("newcomer"));
+}
+
+/// All Rust text below a folder.
+fn sources(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            text.push_str(&sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+    text
+}
+
+/// Builds are what costs: a dependency that nobody names any more goes.
+#[test]
+fn every_dependency_is_used() {
+    let mut unused = Vec::new();
+    for package in packages() {
+        let folder = Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap();
+        let product = sources(&folder.join("src"));
+        let tests = sources(&folder.join("tests"));
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let name = dependency["name"].as_str().unwrap();
+            let word = name.replace('-', "_");
+            let named = |text: &str| {
+                text.match_indices(&word).any(|(at, _)| {
+                    let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+                    !is_word(text[..at].chars().next_back())
+                        && !is_word(text[at + word.len()..].chars().next())
+                })
+            };
+            if !named(&product) && !(dependency["kind"] == "dev" && named(&tests)) {
+                unused.push(format!("{} does not use {name}", package["name"].as_str().unwrap()));
+            }
+        }
+    }
+    assert_eq!(unused, Vec::<String>::new());
 }

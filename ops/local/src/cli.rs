@@ -13,6 +13,7 @@ use crate::doctor;
 use crate::layout::Layout;
 use crate::progress::{Progress, framed, say};
 use crate::state::{self, Phase, UpState};
+use crate::throwaway::Wishes;
 use crate::up::{self, Application, ServicesOnly};
 use crate::{http, supervise, throwaway};
 
@@ -50,6 +51,9 @@ pub enum LocalCommand {
         /// Bring the throwaway database to the current schema first
         #[arg(long)]
         migrate: bool,
+        /// Let the throwaway PostgreSQL flush as a production server does
+        #[arg(long)]
+        durable: bool,
         /// Run this command on throwaway services instead, and exit with its code
         #[arg(last = true, value_name = "CMD")]
         command: Vec<OsString>,
@@ -92,14 +96,15 @@ pub enum LocalCommand {
 /// When it cannot be carried out.
 pub async fn run(command: LocalCommand) -> Result<u8> {
     match command {
-        LocalCommand::Services { place, yes, migrate, command } if command.is_empty() => {
-            if migrate {
-                bail!("--migrate is for a command on throwaway services; held ones are always migrated");
+        LocalCommand::Services { place, yes, migrate, durable, command } if command.is_empty() => {
+            if migrate || durable {
+                bail!("--migrate and --durable are for a command on throwaway services; held ones are both");
             }
             up(place, yes, &ServicesOnly).await
         }
-        LocalCommand::Services { place, yes, migrate, command } => {
-            throwaway::with_services(&place.layout()?, &command, migrate, yes, &Progress::begin()).await
+        LocalCommand::Services { place, yes, migrate, durable, command } => {
+            let wishes = Wishes { migrated: migrate, durable, yes };
+            throwaway::with_services(&place.layout()?, &command, wishes, &Progress::begin()).await
         }
         LocalCommand::Down { place } => down(&place.layout()?).await,
         LocalCommand::Status { place, json } => status(&place.layout()?, json).await,

@@ -22,23 +22,33 @@ use crate::{migrate, services};
 const DATABASE: &str = "botledger_throwaway";
 const PREFIX: &str = "services-";
 
+/// What a command on throwaway services asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// The database has the current schema.
+    pub migrated: bool,
+    /// PostgreSQL flushes as a production server does; benchmarks without that would lie.
+    pub durable: bool,
+    /// Missing programs may be installed without asking.
+    pub yes: bool,
+}
+
 /// Starts PostgreSQL and Redis, runs the command with `DATABASE_URL` and `REDIS_URL` (the database
-/// belongs to a superuser, so that tests may create more), stops both, and gives the command's exit
-/// code; 128 + signal when a signal ended it.
+/// belongs to a superuser, so that tests may create more) and `PG_BIN` (where `pgbench` is), stops
+/// both, and gives the command's exit code; 128 + signal when a signal ended it.
 ///
 /// # Errors
 /// When a service does not start or the command cannot be run.
 pub async fn with_services(
     layout: &Layout,
     command: &[OsString],
-    migrated: bool,
-    yes: bool,
+    wishes: Wishes,
     progress: &Progress,
 ) -> Result<u8> {
     let mut signals = Signals::listen()?;
     let place = Place::create(layout)?;
     let result = tokio::select! {
-        result = run(layout, &place, command, migrated, yes, progress) => result,
+        result = run(layout, &place, command, wishes, progress) => result,
         name = signals.next() => {
             progress.step(format!("{name}: stopping"));
             Ok(130)
@@ -53,12 +63,11 @@ async fn run(
     layout: &Layout,
     place: &Place,
     command: &[OsString],
-    migrated: bool,
-    yes: bool,
+    wishes: Wishes,
     progress: &Progress,
 ) -> Result<u8> {
     let Some((program, arguments)) = command.split_first() else { bail!("no command to run") };
-    let (binaries, binary) = services::programs(layout, true, true, yes, progress).await?;
+    let (binaries, binary) = services::programs(layout, true, true, wishes.yes, progress).await?;
     let cluster = Cluster {
         binaries: binaries.context("PostgreSQL was wanted and not missing")?,
         data: place.data.join("pg"),
@@ -66,7 +75,7 @@ async fn run(
         log: place.data.join("postgres.log"),
         run_as: layout.run_as,
         password: random_secret(),
-        durable: false,
+        durable: wishes.durable,
     };
     let server = Server {
         binary: binary.context("Redis was wanted and not missing")?,
@@ -83,7 +92,7 @@ async fn run(
     let cache = async { server.start().await.map(drop) };
     tokio::try_join!(database, cache)?;
     let url = cluster.url(SUPERUSER, &cluster.password, DATABASE);
-    if migrated {
+    if wishes.migrated {
         migrate::migrate(&url).await?;
     }
     progress.step(format!(
@@ -91,7 +100,11 @@ async fn run(
         cluster.binaries.version, server.binary.version
     ));
     let mut launch = Launch::new("command", PathBuf::from(program), Output::Inherit).args(arguments);
-    launch.env = vec![("DATABASE_URL".to_owned(), url.into()), ("REDIS_URL".to_owned(), server.url().into())];
+    launch.env = vec![
+        ("DATABASE_URL".to_owned(), url.into()),
+        ("REDIS_URL".to_owned(), server.url().into()),
+        ("PG_BIN".to_owned(), cluster.binaries.bin.clone().into()),
+    ];
     let status = launch.start()?.wait().await;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     Ok(u8::try_from(code).unwrap_or(1))

@@ -1,0 +1,96 @@
+//! Replay: the log read through our reader, and read models made again, against a bare `SELECT`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use botledger_domain::Position;
+use botledger_projections::{LogReader, Projection, all, replay};
+use sqlx::{PgPool, Row as _};
+
+use crate::{Effort, Row, append, median, told};
+
+/// Events that a rebuild is measured over, at least.
+const EVENTS: i64 = 200_000;
+const PAGE: i64 = 5_000;
+
+pub(crate) async fn rows(pool: &PgPool, effort: Effort) -> Result<Vec<Row>> {
+    let log = LogReader::new(pool.clone());
+    while log.head().await?.0 < EVENTS {
+        append::fill(pool).await?;
+    }
+    let head = log.head().await?;
+    let (mut ours, mut base) = (Vec::new(), Vec::new());
+    for _ in 0..effort.rounds {
+        base.push(select(pool).await?);
+        ours.push(read(&log).await?);
+    }
+    let (read, bare) = (median(ours), median(base));
+    told(format!("replay of {head} events: {read:.0}/s, bare SELECT {bare:.0}/s"));
+    let mut rows = vec![Row {
+        what: format!("reading the log, {head} events"),
+        ours: format!("{read:.0} events/s"),
+        base: format!("{bare:.0} events/s, SELECT through sqlx"),
+        ratio: Some(read / bare),
+        aim: "≥ 0.6 ×",
+    }];
+    for (name, aim) in [("bots", "≥ 200,000/s"), ("turns", "≥ 50,000/s")] {
+        let projection = all().into_iter().find(|projection| projection.name() == name);
+        let Some(projection) = projection else { continue };
+        let mut rates = Vec::new();
+        for _ in 0..effort.rounds {
+            rates.push(rebuild(pool, &projection, head).await?);
+        }
+        let rate = median(rates);
+        told(format!("rebuild of {name}: {rate:.0}/s"));
+        rows.push(Row {
+            what: format!("rebuild of read model {name}"),
+            ours: format!("{rate:.0} events/s"),
+            base: format!("{bare:.0} events/s, SELECT through sqlx"),
+            ratio: Some(rate / bare),
+            aim,
+        });
+    }
+    Ok(rows)
+}
+
+async fn read(log: &LogReader) -> Result<f64> {
+    let began = Instant::now();
+    let mut at = Position(0);
+    let mut events = 0;
+    loop {
+        let page = log.after(at, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        at = last.position;
+        events += page.len();
+    }
+    Ok(events as f64 / began.elapsed().as_secs_f64())
+}
+
+/// The least that anybody has to do: the same pages, looked at and thrown away.
+async fn select(pool: &PgPool) -> Result<f64> {
+    let began = Instant::now();
+    let mut at = 0_i64;
+    let mut events = 0;
+    loop {
+        let page = sqlx::query(
+            "SELECT position, recorded_at, aggregate_type, aggregate_id, sequence, event_type, event_version,
+                    payload::text, metadata::text
+             FROM events WHERE position > $1 ORDER BY position LIMIT $2",
+        )
+        .bind(at)
+        .bind(PAGE)
+        .fetch_all(pool)
+        .await?;
+        let Some(last) = page.last() else { break };
+        at = last.get(0);
+        events += page.len();
+    }
+    Ok(events as f64 / began.elapsed().as_secs_f64())
+}
+
+async fn rebuild(pool: &PgPool, projection: &Arc<dyn Projection>, head: Position) -> Result<f64> {
+    let began = Instant::now();
+    replay(pool, projection, |_| {}).await?;
+    Ok(head.0 as f64 / began.elapsed().as_secs_f64())
+}
