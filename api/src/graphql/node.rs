@@ -22,6 +22,7 @@ const MOST: usize = 100;
 /// Something with a global id.
 #[derive(Interface)]
 #[graphql(field(name = "id", ty = "ID", desc = "Kind and UUID."))]
+#[expect(clippy::large_enum_variant, reason = "a node is made once and goes straight into the answer")]
 pub(crate) enum Node {
     Bot(Bot),
     Turn(Turn),

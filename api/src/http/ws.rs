@@ -249,7 +249,7 @@ impl Socket {
     /// Who it is, from the payload of `connection_init` or from the request's header.
     async fn introduce(&mut self, payload: &Value) -> Option<Close> {
         let given = ["Authorization", "authorization"].iter().find_map(|name| payload[name].as_str());
-        let Some(token) = given.map(|value| auth::bearer(value).unwrap_or(value)) else { return None };
+        let token = given.map(|value| auth::bearer(value).unwrap_or(value))?;
         match auth::authenticate(&self.inner.services, token).await {
             Ok(identity) => {
                 self.identity = Some(identity);
