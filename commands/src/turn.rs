@@ -9,6 +9,7 @@ use botledger_domain::{
 };
 use botledger_journal::{AppendError, AppendSet, Loaded, Place, Receipt};
 use chrono::{DateTime, Utc};
+use futures::StreamExt;
 
 use crate::{
     BodyContent, Caller, CommandError, Core, Fence, PersonFacts, Subjects,
@@ -88,6 +89,9 @@ pub struct TurnFailure {
     pub detail: String,
 }
 
+/// Updates of a batch that are made ready at the same time.
+const INTAKES_AT_ONCE: usize = 16;
+
 /// Turns, from intake to delivery.
 #[derive(Clone)]
 pub struct Turns {
@@ -118,8 +122,13 @@ impl Turns {
         let workspace = self.workspace_of(bot).await?;
         let mut sets = Vec::with_capacity(updates.len());
         let mut received = Vec::with_capacity(updates.len());
-        for update in updates {
-            let (one, set) = self.intake(caller, bot, workspace, fence, update).await?;
+        // In the updates' order, but several at once: a new person costs round trips.
+        let intakes = futures::stream::iter(updates)
+            .map(|update| self.intake(caller, bot, workspace, fence, update))
+            .buffered(INTAKES_AT_ONCE);
+        let mut intakes = std::pin::pin!(intakes);
+        while let Some(intake) = intakes.next().await {
+            let (one, set) = intake?;
             // The same update twice in one batch: the second is as known as one from yesterday.
             if received.iter().any(|earlier: &Received| earlier.turn == one.turn) {
                 received.push(Received { outcome: ReceivedOutcome::Duplicate, ..one });
