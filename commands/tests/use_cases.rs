@@ -283,7 +283,7 @@ async fn a_bot_is_in_the_fleet_once(pool: PgPool) {
     let register = |n: usize| {
         let ((caller, new), other, app) = (new(None), other.clone(), world.app.clone());
         async move {
-            if n % 2 == 0 {
+            if n.is_multiple_of(2) {
                 app.bots.register(&caller, new).await
             } else {
                 other.bots.register(&caller, new).await

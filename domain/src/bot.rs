@@ -375,7 +375,7 @@ pub enum BotError {
     /// Only a running bot can be held.
     #[error("the bot is not meant to run")]
     NotRunning,
-    /// A faulted bot needs a new token or an explicit start.
+    /// A setting that cannot be worked with.
     #[error("the settings field {field} is out of range")]
     InvalidSettings {
         /// Its name.
