@@ -9,8 +9,8 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    BotRow, BotsProjection, EventFilter, LogReader, Page, Projection, ProjectionError, QuotaRow, QuotasProjection,
-    StandingRow, StandingsProjection, TurnRow, TurnsProjection,
+    BotRow, BotsProjection, EventFilter, LogReader, Page, Projection, ProjectionError, QuotaRow,
+    QuotasProjection, StandingRow, StandingsProjection, TurnRow, TurnsProjection,
     fold::{Rows, Table},
 };
 
@@ -27,9 +27,11 @@ async fn row_as_of<R: Table<Key = (Uuid,)>>(
     let log = LogReader::new(pool.clone());
     let mut tx = pool.begin().await?;
     for table in projection.tables() {
-        sqlx::query(&format!("CREATE TEMPORARY TABLE {table} (LIKE read.{table} INCLUDING ALL) ON COMMIT DROP"))
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(&format!(
+            "CREATE TEMPORARY TABLE {table} (LIKE read.{table} INCLUDING ALL) ON COMMIT DROP"
+        ))
+        .execute(&mut *tx)
+        .await?;
     }
     let mut filter = EventFilter {
         aggregate_type: Some(aggregate_type.to_owned()),
@@ -87,6 +89,10 @@ pub async fn standing_as_of(
 ///
 /// # Errors
 /// When the database fails or an event cannot be applied.
-pub async fn turn_as_of(pool: &PgPool, turn: TurnId, upto: Position) -> Result<Option<TurnRow>, ProjectionError> {
+pub async fn turn_as_of(
+    pool: &PgPool,
+    turn: TurnId,
+    upto: Position,
+) -> Result<Option<TurnRow>, ProjectionError> {
     row_as_of(pool, &TurnsProjection, "turn", turn.uuid(), upto).await
 }

@@ -71,10 +71,13 @@ read_row! {
     }
 }
 
-/// The events of one aggregate type in a page, with their stream ids.
+/// An event as it was decided, with where it stands and the id of its stream.
+pub(crate) type Fact<'a, E> = (&'a RecordedEvent, Uuid, E);
+
+/// The events of one aggregate type in a page.
 pub(crate) fn decode_all<A: Decide>(
     page: &[Arc<RecordedEvent>],
-) -> Result<Vec<(&RecordedEvent, Uuid, A::Event)>, ProjectionError> {
+) -> Result<Vec<Fact<'_, A::Event>>, ProjectionError> {
     page.iter()
         .filter(|recorded| recorded.aggregate_type == A::TYPE)
         .filter_map(|recorded| {

@@ -1,13 +1,18 @@
 //! An event that cannot be applied stops its projection and no other, until an operator decides.
 
-use std::sync::Arc;
-
-use botledger_domain::Position;
-use botledger_projections::{
-    CheckpointStatus, Decision, PeopleProjection, Projection, RebuildError, Runners, Tail, decide, replay,
-    statuses, verify, wait_for,
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+    mpsc,
 };
-use sqlx::PgPool;
+
+use async_trait::async_trait;
+use botledger_domain::{Position, RecordedEvent};
+use botledger_projections::{
+    CheckpointStatus, Decision, PeopleProjection, Projection, ProjectionError, RebuildError, Runners, Tail,
+    decide, replay, statuses, verify, wait_for,
+};
+use sqlx::{PgConnection, PgPool, postgres::PgPoolOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -128,4 +133,81 @@ async fn two_processes_that_meet_poison_together_apply_nothing_twice(pool: PgPoo
     for process in processes {
         process.join().await;
     }
+}
+
+/// Pauses a runner between a page that failed and the search for the event that is to blame.
+struct Paused {
+    tally: Arc<Tally>,
+    failed: AtomicBool,
+    reached: mpsc::Sender<()>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+#[async_trait]
+impl Projection for Paused {
+    fn name(&self) -> &'static str {
+        self.tally.name()
+    }
+
+    fn version(&self) -> i32 {
+        if self.failed.swap(false, Ordering::SeqCst) {
+            self.reached.send(()).unwrap();
+            self.go_on.lock().unwrap().recv().unwrap();
+        }
+        self.tally.version()
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        self.tally.tables()
+    }
+
+    async fn apply(&self, tx: &mut PgConnection, page: &[Arc<RecordedEvent>]) -> Result<(), ProjectionError> {
+        let result = self.tally.apply(tx, page).await;
+        self.failed.store(result.is_err(), Ordering::SeqCst);
+        result
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_process_overtaken_while_it_looks_for_the_poison_applies_nothing_again(pool: PgPool) {
+    let tally = Tally::create(&pool).await;
+    tally.poison([9]);
+    let head = append_sessions(&journal(&pool), 12).await;
+
+    let (reached, reaches) = mpsc::channel();
+    let (go, go_on) = mpsc::channel();
+    let paused = Arc::new(Paused {
+        tally: tally.clone(),
+        failed: AtomicBool::new(false),
+        reached,
+        go_on: Mutex::new(go_on),
+    });
+    let stop_first = CancellationToken::new();
+    let first = {
+        // A process of its own, as far as that goes: it is stopped in the middle, with its runtime.
+        let (options, stop) = ((*pool.connect_options()).clone(), stop_first.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let pool = PgPoolOptions::new().connect_with(options).await.unwrap();
+                run(&pool, paused, &stop).await.join().await;
+                pool.close().await;
+            });
+        })
+    };
+    tokio::task::spawn_blocking(move || reaches.recv().unwrap()).await.unwrap();
+
+    let stop_second = CancellationToken::new();
+    let second = run(&pool, tally.clone(), &stop_second).await;
+    assert_eq!(stopped_at(&pool, 9).await.position, Position(8));
+    stop_first.cancel();
+    go.send(()).unwrap();
+    tokio::task::spawn_blocking(move || first.join().unwrap()).await.unwrap();
+    assert_eq!(Tally::counted(&pool).await, once(1..=8));
+
+    assert!(decide(&pool, "tally", Position(9), Decision::Skip, "a test", None).await.unwrap());
+    assert!(wait_for(&pool, "tally", head, PATIENCE).await.unwrap());
+    assert_eq!(Tally::counted(&pool).await, once((1..=12).filter(|position| *position != 9)));
+    stop_second.cancel();
+    second.join().await;
 }

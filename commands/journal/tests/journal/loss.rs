@@ -5,17 +5,19 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use botledger_domain::{Position, chat_session::ChatSession};
-use botledger_journal::{AppendError, Journal, JournalConfig};
+use botledger_journal::{AppendError, AppendSet, Journal, JournalConfig};
+use chrono::TimeDelta;
 use sqlx::PgPool;
 
 use crate::support::{
-    assert_whole, journal, keyed, ledger, length, set_on, set_with, stream, until, waiting_for_the_lock,
+    assert_whole, journal, keyed, length, metadata, noon, open_session, set_on, set_with, stream, until,
+    waiting_for_the_lock,
 };
 
 async fn kill_the_writers_connections(pool: &PgPool) -> usize {
@@ -34,21 +36,25 @@ async fn connections_killed_in_the_middle_of_load_lose_and_double_nothing(pool: 
     const CALLERS: usize = 12;
     const SETS: usize = 20;
     let journals = [journal(&pool), journal(&pool)];
-    let done = Arc::new(AtomicBool::new(false));
+    let (acknowledgements, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let killer = {
-        let (pool, done) = (pool.clone(), Arc::clone(&done));
+        let (pool, acknowledgements, done) = (pool.clone(), Arc::clone(&acknowledgements), Arc::clone(&done));
         tokio::spawn(async move {
-            let mut killed = 0;
+            let (mut killed, mut next) = (0, 1);
             while !done.load(Ordering::SeqCst) {
-                killed += kill_the_writers_connections(&pool).await;
-                tokio::time::sleep(Duration::from_millis(60)).await;
+                let acknowledged = acknowledgements.load(Ordering::SeqCst);
+                if acknowledged >= next {
+                    killed += kill_the_writers_connections(&pool).await;
+                    next = acknowledged + 20;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
             killed
         })
     };
     let callers: Vec<_> = (0..CALLERS)
         .map(|caller| {
-            let journal = journals[caller % 2].clone();
+            let (journal, acknowledgements) = (journals[caller % 2].clone(), Arc::clone(&acknowledgements));
             tokio::spawn(async move {
                 let mut acknowledged = Vec::new();
                 for n in 0..SETS {
@@ -57,6 +63,7 @@ async fn connections_killed_in_the_middle_of_load_lose_and_double_nothing(pool: 
                         match journal.append(set_with(keyed(&key), target, 0, 2)).await {
                             Ok(receipt) => {
                                 acknowledged.push((key, target, receipt));
+                                acknowledgements.fetch_add(1, Ordering::SeqCst);
                                 break;
                             }
                             Err(AppendError::Unavailable { .. }) => {}
@@ -79,7 +86,7 @@ async fn connections_killed_in_the_middle_of_load_lose_and_double_nothing(pool: 
         acknowledged.extend(caller.await.unwrap());
     }
     done.store(true, Ordering::SeqCst);
-    assert!(killer.await.unwrap() > 0, "connections were killed");
+    assert!(killer.await.unwrap() > 4, "connections were killed");
 
     let events = assert_whole(&pool).await;
     let by_position: BTreeMap<i64, _> = events.iter().map(|event| (event.position, event)).collect();
@@ -152,12 +159,15 @@ async fn a_state_in_memory_does_not_outlive_its_events(pool: PgPool) {
     assert_eq!(journal.append(set_on(target, 1, 2)).await.unwrap().position, Position(3));
     assert_eq!(journal.load::<ChatSession>(&id).await.unwrap().version, 3);
     take_back(&pool, 1).await;
-    // The same places, another event in them.
-    let elsewhere = stream();
-    other.append(set_on(elsewhere, 0, 1)).await.unwrap();
-    other.append(set_on(target, 1, 2)).await.unwrap();
+    // The same places, another story in them.
+    let mut chat = other.load::<ChatSession>(&id).await.unwrap();
+    let mut set = AppendSet::new(metadata());
+    for hours in 1..=2 {
+        set.decide(&mut chat, open_session(target), noon() + TimeDelta::hours(hours)).unwrap();
+    }
+    assert_eq!(other.append(set).await.unwrap().position, Position(3));
     let (ours, theirs) =
         (journal.load::<ChatSession>(&id).await.unwrap(), other.load::<ChatSession>(&id).await.unwrap());
     assert_eq!((ours.version, ours.state), (theirs.version, theirs.state));
-    assert_eq!(ledger(&pool).await.len(), 4);
+    assert_whole(&pool).await;
 }
