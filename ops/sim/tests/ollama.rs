@@ -1,5 +1,7 @@
 //! The stand-in for Ollama: its protocol, its faults, its remote control.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use anyhow::Result;
 use botledger_sim::{ModelFault, OllamaConfig, OllamaSim};
 use serde_json::{Value, json};

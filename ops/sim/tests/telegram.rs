@@ -1,5 +1,7 @@
 //! The rules of the real service, kept by the stand-in.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     sync::{Arc, Mutex},
     time::Duration,

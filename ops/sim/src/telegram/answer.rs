@@ -172,7 +172,11 @@ impl Call<'_> {
         let after = fault == Some(FaultKind::CutAfter);
         match result {
             Ok(result) => {
-                self.note(if after { "cut_after" } else { "ok" }, result["message_id"].as_i64());
+                // Polls that bring nothing are not worth a line each.
+                let idle = self.method == "getUpdates" && result.as_array().is_some_and(Vec::is_empty);
+                if after || !idle {
+                    self.note(if after { "cut_after" } else { "ok" }, result["message_id"].as_i64());
+                }
                 if after {
                     return cut();
                 }
@@ -186,11 +190,7 @@ impl Call<'_> {
         }
     }
 
-    /// Polls are not worth a line each.
     fn note(&self, outcome: &str, id: Option<i64>) {
-        if outcome == "ok" && self.method == "getUpdates" {
-            return;
-        }
         self.shared.lock().note(LogEntry {
             number: 0,
             at_ms: 0,
