@@ -123,7 +123,7 @@ impl Journal {
         Ok(answer)
     }
 
-    /// The receipt of an earlier set by its idempotency key.
+    /// The receipt of an earlier set by its idempotency key; durable, as every receipt.
     ///
     /// # Errors
     /// When the database fails.
@@ -134,6 +134,13 @@ impl Journal {
         )
         .fetch_optional(self.pool())
         .await?;
+        if row.is_some() {
+            // Seen is not flushed yet: an empty set is answered behind everything that was seen.
+            self.append(writer::nothing()).await.map_err(|error| match error {
+                AppendError::Unavailable { source } | AppendError::Invalid { source } => source,
+                _ => sqlx::Error::PoolClosed,
+            })?;
+        }
         Ok(row.map(|row| Receipt::of_range(row.position, row.set_size, vec![], true)))
     }
 

@@ -41,13 +41,7 @@ impl Request {
 
     /// The mark after which the writer ends; carries no events.
     pub(crate) fn last(reply: oneshot::Sender<Result<Receipt, AppendError>>) -> Self {
-        let metadata = botledger_domain::EventMetadata::new(
-            &botledger_domain::Actor::System("journal"),
-            Uuid::nil(),
-            Uuid::nil(),
-            "close",
-        );
-        Self { last: true, ..Self::new(AppendSet::new(metadata), reply) }
+        Self { last: true, ..Self::new(nothing(), reply) }
     }
 
     fn answer(self, result: Result<Receipt, AppendError>) {
@@ -67,6 +61,12 @@ impl Request {
         // A caller that no longer waits has no use for the answer.
         let _ = self.reply.send(result);
     }
+}
+
+/// A set without events.
+pub(crate) fn nothing() -> AppendSet {
+    let actor = botledger_domain::Actor::System("journal");
+    AppendSet::new(botledger_domain::EventMetadata::new(&actor, Uuid::nil(), Uuid::nil(), "journal"))
 }
 
 /// A batch whose transaction is committed and perhaps not yet flushed.

@@ -71,3 +71,16 @@ async fn so_does_an_already_so(pool: PgPool) {
         assert!(flushed(&pool, position).await, "event {position} was not");
     }
 }
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn and_so_does_the_receipt_of_a_known_key(pool: PgPool) {
+    note_where_the_log_stands(&pool).await;
+    let journal = journal(&pool);
+    for _ in 0..10 {
+        let target = stream();
+        let position = append_lazily(&pool, target).await;
+        let receipt = journal.find_receipt(&target.to_string()).await.unwrap().unwrap();
+        assert_eq!(receipt.position.0, position);
+        assert!(flushed(&pool, position).await, "event {position} was not");
+    }
+}

@@ -75,14 +75,15 @@ pub(crate) fn new_body() -> NewBody {
     }
 }
 
-/// Appends one event on an empty stream through the SQL function, in the caller's transaction.
+/// Appends one event on an empty stream through the SQL function, in the caller's transaction; the
+/// stream's id is its idempotency key.
 pub(crate) async fn append_in(connection: &mut PgConnection, stream: Uuid) -> Result<i64, sqlx::Error> {
     let id = stream.to_string();
     sqlx::query_scalar(
         "SELECT first_position FROM journal_append(
             ARRAY[1], ARRAY['chat_session'], ARRAY[$1], ARRAY[1::bigint], ARRAY['session_opened'], ARRAY['1.0'],
             ARRAY['{\"by\":\"hand\"}'], ARRAY['{}'], ARRAY[1], ARRAY['chat_session'], ARRAY[$1], ARRAY[0::bigint],
-            ARRAY[NULL]::text[], ARRAY[NULL]::uuid[], ARRAY[NULL]::bigint[], '{}', '{}', '{}', '{}', '{}', '{}',
+            ARRAY[$1], ARRAY[NULL]::uuid[], ARRAY[NULL]::bigint[], '{}', '{}', '{}', '{}', '{}', '{}',
             '{}', '{}', '{}', '{}', '{}', '{}')",
     )
     .bind(id)
