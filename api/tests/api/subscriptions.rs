@@ -1,5 +1,7 @@
 //! Subscriptions: the log as it grows, without gap or repeat, over both transports.
 
+use std::time::Duration;
+
 use botledger_domain::operator::Role;
 use futures::{Stream, StreamExt};
 use reqwest::header;
@@ -33,10 +35,12 @@ async fn stream(
         }
         std::future::ready(Some(futures::stream::iter(whole)))
     });
-    Box::pin(lines.flatten().filter_map(|line| {
+    let answers = lines.flatten().filter_map(|line| {
         let data = line.strip_prefix("data: ").map(|data| serde_json::from_str::<Value>(data).unwrap());
         std::future::ready(data)
-    }))
+    });
+    // An answer that does not come ends the stream, and with it the test.
+    Box::pin(answers.take_until(Box::pin(tokio::time::sleep(Duration::from_secs(60)))))
 }
 
 async fn over_socket(socket: &mut Socket) -> Value {
@@ -102,7 +106,9 @@ async fn a_stream_resumes_in_the_middle_of_everything(pool: PgPool) {
         while events.len() < 80 {
             let after = events.last().map_or(0, |(position, _)| *position);
             let stream = stream(&platform, &tenant.token, EVENTS, json!({"after": after.to_string()})).await;
-            events.extend(stream.take(7).map(|answer| seen(&answer["data"])).collect::<Vec<_>>().await);
+            let more: Vec<_> = stream.take(7).map(|answer| seen(&answer["data"])).collect().await;
+            assert_eq!(more.len(), 7, "the stream ended");
+            events.extend(more);
         }
         events
     };
