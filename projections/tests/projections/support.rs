@@ -214,7 +214,9 @@ impl Desk {
         let login = Login::parse(&format!("operator-{}", &operator.id[..8])).unwrap();
         let role = [Role::Owner, Role::Auditor, Role::Moderator][usize::from(a % 3)];
         let command = match (operator.version, b % 4) {
-            (0, _) => OperatorCommand::Invite { workspace, login, role, by: (b % 2 == 0).then_some(by) },
+            (0, _) => {
+                OperatorCommand::Invite { workspace, login, role, by: b.is_multiple_of(2).then_some(by) }
+            }
             (_, 0) => OperatorCommand::Activate,
             (_, 1) => OperatorCommand::ChangeRole { role, by },
             (_, 2) => OperatorCommand::Disable { reason: reason(a), by },
