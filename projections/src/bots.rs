@@ -110,8 +110,8 @@ impl Projection for BotsProjection {
                 BotEvent::BotStopped { reason, stopped_at } => {
                     set_status(row, BotStatus::Stopped, Some(reason.into()), stopped_at);
                 }
-                BotEvent::BotFaulted { code, faulted_at, .. } => {
-                    set_status(row, BotStatus::Faulted, Some(code), faulted_at);
+                BotEvent::BotFaulted { code, detail, faulted_at } => {
+                    set_status(row, BotStatus::Faulted, Some(format!("{code}: {detail}")), faulted_at);
                 }
                 BotEvent::BotLeaseAcquired { instance, epoch, .. } => {
                     row.holder = Some(instance.uuid());
