@@ -524,9 +524,9 @@ impl Bot {
                 self.status = BotStatus::Stopped;
                 self.status_reason = Some(reason.into());
             }
-            BotEvent::BotFaulted { code, .. } => {
+            BotEvent::BotFaulted { code, detail, .. } => {
                 self.status = BotStatus::Faulted;
-                self.status_reason = Some(code);
+                self.status_reason = Some(format!("{code}: {detail}"));
             }
             BotEvent::BotLeaseAcquired { instance, epoch, .. } => {
                 self.holder = Some(instance);
