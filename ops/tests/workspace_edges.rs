@@ -154,7 +154,8 @@ fn every_dependency_is_used() {
                         && !is_word(text[at + word.len()..].chars().next())
                 })
             };
-            if !named(&product) && !(dependency["kind"] == "dev" && named(&tests)) {
+            let for_tests = dependency["kind"] == "dev";
+            if !(named(&product) || for_tests && named(&tests)) {
                 unused.push(format!("{} does not use {name}", package["name"].as_str().unwrap()));
             }
         }

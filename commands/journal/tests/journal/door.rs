@@ -111,6 +111,7 @@ async fn a_set_of_an_old_epoch_is_refused(pool: PgPool) {
     );
 
     assert!(journal.release_lease(bot, 1).await.unwrap());
+    assert!(!journal.renew_lease(bot, 1, minute).await.unwrap(), "a late heartbeat takes nothing back");
     assert_eq!(
         journal.acquire_lease(bot, two, minute).await.unwrap(),
         LeaseOutcome::Acquired { epoch: 2, previous: Some(one) }
