@@ -1,7 +1,10 @@
 //! GraphQL over HTTP, to the letter of its specification; our own, because the stock handler runs
 //! mutations over GET, reads bodies without limit and lets documents through that kill the parser.
 
-#![expect(clippy::result_large_err, reason = "a refusal is a whole answer, and there is one a request at most")]
+#![expect(
+    clippy::result_large_err,
+    reason = "a refusal is a whole answer, and there is one a request at most"
+)]
 
 mod execute;
 mod sse;

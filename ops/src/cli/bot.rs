@@ -142,7 +142,7 @@ impl Register {
                     .with_context(|| format!("{} cannot be read", path.display()))?;
             }
             None => {
-                *text = std::env::var(TOKEN_VARIABLE).with_context(|| {
+                *text = std::env::var(TOKEN_VARIABLE).ok().with_context(|| {
                     format!("no token: set {TOKEN_VARIABLE}, or give --token-file FILE (- for stdin)")
                 })?;
             }

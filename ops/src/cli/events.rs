@@ -23,7 +23,7 @@ pub struct Events {
     /// Only these events, by wire name; may be given several times
     #[arg(long = "type", value_name = "NAME")]
     types: Vec<String>,
-    /// For example `operator:0190…` or `system:gate`
+    /// For example `operator:0190…` or `system:worker`
     #[arg(long)]
     actor: Option<String>,
     /// Everything that followed from one cause

@@ -228,7 +228,11 @@ impl Say {
                 break messages;
             }
             if tokio::time::Instant::now() > deadline {
-                bail!("@{bot} did not answer within {} s: see `ops/status` and the logs", self.patience_s);
+                bail!(
+                    "@{bot} did not answer within {} s: a refusal is told once a minute (once an hour for a block), \
+                     else see `ops/status` and the logs",
+                    self.patience_s
+                );
             }
             tokio::time::sleep(LOOK).await;
         };
