@@ -55,8 +55,8 @@ pub(crate) struct House {
 
 impl House {
     pub(crate) async fn build(pool: PgPool, partners: Partners) -> Self {
-        let mut telegram = TelegramConfig::default();
-        telegram.limits = Some(Limits { private_burst: partners.private_burst, ..Limits::default() });
+        let limits = Limits { private_burst: partners.private_burst, ..Limits::default() };
+        let telegram = TelegramConfig { limits: Some(limits), ..TelegramConfig::default() };
         let telegram = TelegramSim::start(telegram).await.unwrap();
         let ollama = OllamaConfig {
             first_piece: partners.first_piece,
