@@ -3,7 +3,7 @@
 //! Here live the use cases (one file a noun), authorisation, the sealing of personal data, rate
 //! limits and the gate. Here never live business rules (those are `domain`), read models or
 //! anything that knows Telegram or GraphQL. To add a use case: a method named with the verb of its
-//! command in the file of its noun, going through [`execute`](crate::execute) or an append set.
+//! command in the file of its noun, going through [`execute`] or an append set.
 
 mod app;
 mod audit;
