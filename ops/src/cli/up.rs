@@ -254,11 +254,8 @@ impl Product {
             Some(link) => rows.push(("first owner".to_owned(), format!("{link} (good once)"))),
             None => rows.push(("login".to_owned(), "with the password you have set".to_owned())),
         }
-        let directory = platform.app.core.journal.head().await?;
-        if !wait_for(&platform.read, "directory", directory, Duration::from_secs(30)).await? {
-            bail!("the read models do not keep up: see the log of botledger");
-        }
         if running.stand_ins.telegram {
+            directory_is_shown(platform).await?;
             let names = make_bots(platform, &running.config).await?;
             let first = names.first().map_or("", String::as_str);
             rows.push(("bots".to_owned(), names.join(", ")));
@@ -266,6 +263,7 @@ impl Product {
         } else if let Ok(token) = std::env::var(TOKEN_VARIABLE)
             && !token.is_empty()
         {
+            directory_is_shown(platform).await?;
             let registered = register_and_start(platform, Zeroizing::new(token), UpdateMode::Polling).await;
             rows.push(match registered {
                 Ok((_, username)) => ("bot".to_owned(), format!("https://t.me/{username}")),
@@ -341,6 +339,15 @@ impl Product {
         let named = self.origin("ollama.url") != Origin::Default;
         StandIns { telegram, ollama: !named && !answers(&self.loaded.config.ollama.url).await }
     }
+}
+
+/// Waits until the first workspace can be found: bots belong to one.
+async fn directory_is_shown(platform: &Platform) -> Result<()> {
+    let head = platform.app.core.journal.head().await?;
+    if !wait_for(&platform.read, "directory", head, Duration::from_secs(30)).await? {
+        bail!("the read models do not keep up: see the log of botledger");
+    }
+    Ok(())
 }
 
 async fn answers(url: &str) -> bool {
