@@ -8,7 +8,7 @@ use botledger_domain::{
     Language,
     turn::{Ask, ChatKind, Message, ReplySource, Turn, TurnError, TurnPhase},
 };
-use botledger_llm::{ChatEvent, Completion, FinishReason, LlmError};
+use botledger_llm::{ChatEvent, Completion, FinishReason, LlmError, LlmFailure};
 use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -136,7 +136,7 @@ impl Worker<'_> {
 
     /// The turn cannot go on and trying again does not help.
     async fn give_in(&self, error: &StepError) {
-        let failure = TurnFailure { code: error.code().to_owned(), detail: error.to_string() };
+        let failure = TurnFailure { code: error.code().to_owned(), detail: error.to_string(), used: None };
         let turns = &self.bot.deps.app.turns;
         let failed = turns.fail(&self.caller, self.started.work.turn, self.bot.fence, failure).await;
         if let Err(error) = failed {
@@ -145,7 +145,7 @@ impl Worker<'_> {
     }
 
     async fn fail(&self, code: &str, detail: String) -> Result<Next, StepError> {
-        let failure = TurnFailure { code: code.to_owned(), detail };
+        let failure = TurnFailure { code: code.to_owned(), detail, used: None };
         self.bot.deps.app.turns.fail(&self.caller, self.started.work.turn, self.bot.fence, failure).await?;
         Ok(Next::Again)
     }
@@ -184,7 +184,7 @@ impl Worker<'_> {
         crash::point("generated");
         let (text, completion) = match generated {
             Ok(generated) => generated,
-            Err(error) => return self.fail(error.code(), error.to_string()).await,
+            Err(failure) => return self.fail(failure.error.code(), failure.to_string()).await,
         };
         stage("generate", completion.total.as_secs_f64());
         let text = match (text.trim().is_empty(), completion.finish) {
@@ -217,7 +217,7 @@ impl Worker<'_> {
         &self,
         request: &botledger_llm::ChatRequest,
         screen: &mut Screen<'_>,
-    ) -> Result<(String, Completion), LlmError> {
+    ) -> Result<(String, Completion), LlmFailure> {
         let begun = Instant::now();
         let deadline = begun + self.bot.deps.config.answer_deadline;
         let mut stream =
@@ -236,7 +236,7 @@ impl Worker<'_> {
                 ChatEvent::Done(completion) => return Ok((text, completion)),
             }
         }
-        Err(LlmError::Interrupted)
+        Err(LlmError::Interrupted.into())
     }
 
     /// Repeats the typing action; it lasts five seconds. Never ends by itself.
@@ -679,6 +679,7 @@ fn other<E: botledger_domain::DomainError>(error: CommandError<E>) -> StepError 
         CommandError::Invalid { code, message } => CommandError::Invalid { code, message },
         CommandError::Probe(error) => CommandError::Probe(error),
         CommandError::Unavailable { source } => CommandError::Unavailable { source },
+        CommandError::Broken { source } => CommandError::Broken { source },
         CommandError::Refused(refusal) => {
             CommandError::Invalid { code: refusal.code(), message: refusal.to_string() }
         }

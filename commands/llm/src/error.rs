@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use crate::Usage;
+
 /// Why a model gave no whole answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LlmError {
@@ -48,6 +50,23 @@ pub enum LlmError {
         /// The limit.
         limit: usize,
     },
+}
+
+/// The end of a call that gave no whole answer, and what it took all the same.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct LlmFailure {
+    /// Why.
+    pub error: LlmError,
+    /// Tokens of the last attempt, estimated; absent when the model did nothing: it was not reached,
+    /// or refused before it read the prompt.
+    pub used: Option<Usage>,
+}
+
+impl From<LlmError> for LlmFailure {
+    fn from(error: LlmError) -> Self {
+        Self { error, used: None }
+    }
 }
 
 impl LlmError {

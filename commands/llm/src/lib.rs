@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use context::{ContextError, FittedContext, estimate_tokens, fit_context, worst_case_prompt_tokens};
-pub use error::LlmError;
+pub use error::{LlmError, LlmFailure};
 pub use ollama::{Ollama, OllamaLimits, describe_metrics};
 
 /// Who says a line of a conversation.
@@ -115,7 +115,7 @@ pub enum ChatEvent {
 }
 
 /// A running answer. Dropping it closes the connection, which stops the generation.
-pub type ChatStream = Pin<Box<dyn Stream<Item = Result<ChatEvent, LlmError>> + Send>>;
+pub type ChatStream = Pin<Box<dyn Stream<Item = Result<ChatEvent, LlmFailure>> + Send>>;
 
 /// Something that answers conversations.
 #[async_trait]
@@ -124,7 +124,7 @@ pub trait ChatProvider: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Starts an answer. Failures before the first text are retried inside, as far as the deadline
-    /// allows; after that they end the stream with an error. Cancelling ends it with `Done`.
+    /// allows; after that they end the stream with an [`LlmFailure`]. Cancelling ends it with `Done`.
     ///
     /// # Errors
     /// See [`LlmError`].

@@ -15,7 +15,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ChatEvent, ChatProvider, ChatRequest, ChatRole, ChatStream, Completion, FinishReason, LlmError, Usage,
+    ChatEvent, ChatProvider, ChatRequest, ChatRole, ChatStream, Completion, FinishReason, LlmError,
+    LlmFailure, Usage,
     breaker::Breaker,
     estimate_tokens,
     ndjson::{Decoder, Line},
@@ -141,7 +142,10 @@ impl ChatProvider for Ollama {
             metrics::histogram!("botledger_llm_seconds").record(call.started.elapsed().as_secs_f64());
             match &end {
                 Ok(done) => {
-                    breaker.succeeded(&request.model);
+                    // Somebody's stop says nothing about the model.
+                    if done.finish != FinishReason::Cancelled {
+                        breaker.succeeded(&request.model);
+                    }
                     metrics::counter!("botledger_llm_tokens_total", "kind" => "prompt")
                         .increment(done.usage.prompt_tokens);
                     metrics::counter!("botledger_llm_tokens_total", "kind" => "completion")
@@ -158,7 +162,9 @@ impl ChatProvider for Ollama {
                 Err(_) => {}
             }
             // A caller that dropped the stream needs no end.
-            let _ = pieces.send(end.map(ChatEvent::Done)).await;
+            let end = end.map(ChatEvent::Done);
+            let end = end.map_err(|error| LlmFailure { used: call.used(&progress), error });
+            let _ = pieces.send(end).await;
         });
         Ok(Box::pin(futures::stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|piece| (piece, receiver))
@@ -172,6 +178,9 @@ struct Progress {
     text: String,
     first_text: Option<Duration>,
     attempts: u32,
+    /// Whether the present attempt was sent and neither failed on its way nor was refused: then the
+    /// model is reading the prompt, whether it says so yet or not.
+    at_work: bool,
 }
 
 struct Call {
@@ -184,7 +193,7 @@ struct Call {
     deadline: Instant,
 }
 
-type Pieces = mpsc::Sender<Result<ChatEvent, LlmError>>;
+type Pieces = mpsc::Sender<Result<ChatEvent, LlmFailure>>;
 
 impl Call {
     async fn with_retries(&self, pieces: &Pieces, progress: &mut Progress) -> Result<Completion, LlmError> {
@@ -214,12 +223,17 @@ impl Call {
 
     async fn once(&self, pieces: &Pieces, progress: &mut Progress) -> Result<Completion, LlmError> {
         let first_byte_by = self.deadline.min(Instant::now() + self.limits.first_byte);
+        progress.at_work = true;
         let response = timeout_at(first_byte_by, self.http.post(&self.url).json(&self.body).send())
             .await
             .map_err(|_| self.late())?
-            .map_err(|_| LlmError::Unavailable)?;
+            .map_err(|_| {
+                progress.at_work = false;
+                LlmError::Unavailable
+            })?;
         if !response.status().is_success() {
-            return Err(refusal(response).await);
+            progress.at_work = false;
+            return Err(refusal(response, first_byte_by).await);
         }
         let mut packets = response.bytes_stream();
         let mut decoder = Decoder::default();
@@ -283,12 +297,12 @@ impl Call {
         // Ollama leaves out a metric that is zero; a completion with text is never zero tokens.
         let prompt = last.and_then(|line| line.prompt_eval_count);
         let answer = last.and_then(|line| line.eval_count);
-        let reached_model = last.is_some() || !progress.text.is_empty();
+        let used = self.used(progress).unwrap_or_default();
         Completion {
             finish,
             usage: Usage {
-                prompt_tokens: prompt.unwrap_or(if reached_model { self.prompt_estimate } else { 0 }),
-                completion_tokens: answer.unwrap_or_else(|| estimate_tokens(&progress.text)),
+                prompt_tokens: prompt.unwrap_or(used.prompt_tokens),
+                completion_tokens: answer.unwrap_or(used.completion_tokens),
                 estimated: prompt.is_none() || answer.is_none(),
             },
             total: self.started.elapsed(),
@@ -297,13 +311,37 @@ impl Call {
         }
     }
 
+    /// What was used without anybody having counted it.
+    fn used(&self, progress: &Progress) -> Option<Usage> {
+        progress.at_work.then(|| Usage {
+            prompt_tokens: self.prompt_estimate,
+            completion_tokens: estimate_tokens(&progress.text),
+            estimated: true,
+        })
+    }
+
     fn late(&self) -> LlmError {
         if Instant::now() >= self.deadline { LlmError::DeadlineExceeded } else { LlmError::IdleTimeout }
     }
 }
 
+/// Bytes of a refusal that are read to find out what it is about.
+const REFUSAL_BYTES: usize = 16 * 1024;
+
+/// The beginning of a refusal's text, as far as it comes in time.
+async fn beginning(mut response: reqwest::Response, by: Instant) -> String {
+    let mut bytes = Vec::new();
+    while bytes.len() < REFUSAL_BYTES
+        && let Ok(Ok(Some(packet))) = timeout_at(by, response.chunk()).await
+    {
+        bytes.extend_from_slice(&packet);
+    }
+    bytes.truncate(REFUSAL_BYTES);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// What a refusal means. The provider's own text stays here: it may repeat the prompt.
-async fn refusal(response: reqwest::Response) -> LlmError {
+async fn refusal(response: reqwest::Response, by: Instant) -> LlmError {
     let status = response.status();
     let retry_after = response
         .headers()
@@ -317,8 +355,7 @@ async fn refusal(response: reqwest::Response) -> LlmError {
         }
         status if status.is_server_error() => LlmError::Unavailable,
         StatusCode::BAD_REQUEST => {
-            let text = response.text().await.unwrap_or_default();
-            if text.contains("context") {
+            if beginning(response, by).await.contains("context") {
                 LlmError::ContextTooLong
             } else {
                 LlmError::Rejected { status: 400 }

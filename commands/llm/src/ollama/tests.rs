@@ -67,12 +67,12 @@ fn request() -> ChatRequest {
     }
 }
 
-async fn ask(address: SocketAddr, limits: OllamaLimits) -> (String, Result<Completion, LlmError>) {
+async fn ask(address: SocketAddr, limits: OllamaLimits) -> (String, Result<Completion, LlmFailure>) {
     let ollama = Ollama::new(&format!("http://{address}"), reqwest::Client::new(), limits);
     let deadline = Instant::now() + Duration::from_secs(5);
     let mut stream = match ollama.chat(request(), CancellationToken::new(), deadline).await {
         Ok(stream) => stream,
-        Err(error) => return (String::new(), Err(error)),
+        Err(error) => return (String::new(), Err(error.into())),
     };
     let mut text = String::new();
     while let Some(piece) = stream.next().await {
@@ -120,7 +120,10 @@ async fn an_error_in_the_stream_and_an_end_without_done_are_errors() {
     for tail in [b"{\"error\":\"boom\"}\n".to_vec(), Vec::new()] {
         let (address, _server) = scripted(vec![vec![HEAD.to_vec(), line("half"), tail]]).await;
         let (text, end) = ask(address, OllamaLimits::default()).await;
-        assert_eq!((text.as_str(), end.expect_err("not whole")), ("half", LlmError::Interrupted));
+        let failure = end.expect_err("not whole");
+        assert_eq!((text.as_str(), failure.error), ("half", LlmError::Interrupted));
+        let used = failure.used.expect("the model was at work");
+        assert!(used.prompt_tokens > 0 && used.completion_tokens > 0 && used.estimated);
     }
 }
 
@@ -144,7 +147,8 @@ async fn refusals_keep_their_meaning() {
         let answer =
             format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
         let (address, _server) = scripted(vec![vec![answer.into_bytes()]]).await;
-        assert_eq!(ask(address, once()).await.1.expect_err("refused"), expected);
+        let failure = ask(address, once()).await.1.expect_err("refused");
+        assert_eq!((failure.error, failure.used), (expected, None));
     }
 }
 
@@ -152,11 +156,11 @@ async fn refusals_keep_their_meaning() {
 async fn a_silent_server_is_given_up_and_a_large_answer_cut() {
     let (address, server) = scripted(vec![vec![HEAD.to_vec(), line("x"), b"HANG".to_vec()]]).await;
     let limits = OllamaLimits { idle: Duration::from_millis(100), ..once() };
-    assert_eq!(ask(address, limits).await.1.expect_err("silent"), LlmError::IdleTimeout);
+    assert_eq!(ask(address, limits).await.1.expect_err("silent").error, LlmError::IdleTimeout);
     server.abort();
     let (address, _server) = scripted(vec![vec![HEAD.to_vec(), line(&"x".repeat(100)), DONE.to_vec()]]).await;
     let limits = OllamaLimits { max_answer_bytes: 64, ..once() };
-    assert_eq!(ask(address, limits).await.1.expect_err("large"), LlmError::TooLarge { limit: 64 });
+    assert_eq!(ask(address, limits).await.1.expect_err("large").error, LlmError::TooLarge { limit: 64 });
 }
 
 #[tokio::test]
@@ -172,4 +176,59 @@ async fn cancelling_ends_the_answer_with_what_came() {
     assert_eq!(done.finish, FinishReason::Cancelled);
     assert!(done.usage.estimated && done.usage.completion_tokens > 0);
     server.abort();
+}
+
+#[tokio::test]
+async fn a_stop_before_the_first_word_still_counts_the_prompt() {
+    let (address, server) = scripted(vec![vec![HEAD.to_vec(), b"HANG".to_vec()]]).await;
+    let ollama = Ollama::new(&format!("http://{address}"), reqwest::Client::new(), once());
+    let cancel = CancellationToken::new();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut stream = ollama.chat(request(), cancel.clone(), deadline).await.expect("started");
+    // Nothing tells from outside that the request is there but that the model stays silent.
+    tokio::time::timeout(Duration::from_millis(50), stream.next()).await.expect_err("no word yet");
+    cancel.cancel();
+    let Some(Ok(ChatEvent::Done(done))) = stream.next().await else { panic!("no end") };
+    assert!(done.usage.prompt_tokens > 0 && done.usage.completion_tokens == 0 && done.usage.estimated);
+    server.abort();
+}
+
+#[tokio::test]
+async fn what_was_stopped_before_it_was_sent_costs_nothing() {
+    let ollama = Ollama::new("http://127.0.0.1:9", reqwest::Client::new(), once());
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut stream = ollama.chat(request(), cancel, deadline).await.expect("started");
+    let Some(Ok(ChatEvent::Done(done))) = stream.next().await else { panic!("no end") };
+    assert_eq!((done.usage.prompt_tokens, done.usage.completion_tokens), (0, 0));
+}
+
+#[tokio::test]
+async fn a_refusal_that_never_ends_is_read_no_longer_than_the_deadline_and_no_further_than_needed() {
+    let head = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n{\"error\":\"context\"".to_vec();
+    let (address, server) = scripted(vec![vec![head.clone(), b"HANG".to_vec()]]).await;
+    let limits = OllamaLimits { first_byte: Duration::from_millis(200), ..once() };
+    assert_eq!(ask(address, limits).await.1.expect_err("refused").error, LlmError::ContextTooLong);
+    server.abort();
+    let (address, server) = scripted(vec![vec![head, vec![b'x'; 4 * REFUSAL_BYTES], b"HANG".to_vec()]]).await;
+    let limits = OllamaLimits { first_byte: Duration::from_secs(60), ..once() };
+    assert_eq!(ask(address, limits).await.1.expect_err("refused").error, LlmError::ContextTooLong);
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_stop_does_not_close_the_circuit() {
+    let ollama = Ollama::new("http://127.0.0.1:9", reqwest::Client::new(), once());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    for _ in 0..4 {
+        ollama.breaker.failed("test");
+    }
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let mut stream = ollama.chat(request(), cancel, deadline).await.expect("started");
+    assert!(matches!(stream.next().await, Some(Ok(ChatEvent::Done(_)))));
+    ollama.breaker.failed("test");
+    let refused = ollama.chat(request(), CancellationToken::new(), deadline).await;
+    assert!(matches!(refused, Err(LlmError::CircuitOpen { .. })), "the fifth failure in a row");
 }
