@@ -103,6 +103,20 @@ pub fn pool(config: &Config) -> Result<ReadPool> {
         .connect_lazy_with(options))
 }
 
+/// The same, after it was seen that the database answers.
+///
+/// # Errors
+/// Also when it does not.
+pub async fn answering_pool(config: &Config) -> Result<ReadPool> {
+    let pool = pool(config)?;
+    match pool.acquire().await {
+        Ok(_) => Ok(pool),
+        Err(error) => {
+            Err(anyhow!(error).context("the database does not answer: start the product with ops/up"))
+        }
+    }
+}
+
 fn redis(config: &Config) -> Result<ConnectionManager> {
     let client = redis::Client::open(config.redis.url.expose())
         .map_err(|_| anyhow!("redis.url cannot be read: it is redis://:password@host:port"))?;

@@ -197,6 +197,15 @@ fn reset(layout: &Layout, yes: bool) -> Result<u8> {
         return Ok(0);
     }
     let Some(_lock) = state::try_lock(layout)? else { bail!("it is running: stop it first with ops/down") };
+    let keys = layout.secrets().join("master_key");
+    if keys.is_file() && crate::postgres::existing_majors(&layout.clusters).is_empty() {
+        bail!(
+            "{} opens what is sealed in a database that is not kept here (DATABASE_URL); without it every message \
+             and token there is lost. Move {} to a safe place, then repeat",
+            keys.display(),
+            layout.secrets().display()
+        );
+    }
     let mut doomed = vec![layout.home.clone(), layout.run.clone()];
     if layout.clusters != layout.home {
         doomed.push(layout.clusters.clone());

@@ -78,13 +78,32 @@ impl Manager {
     }
 }
 
-/// Whether this user can drive the package manager: as root, with Homebrew, or through sudo.
-pub fn is_possible() -> bool {
+/// Whether this user can drive the package manager: as root, with Homebrew, or through sudo, which may
+/// ask for a password only where somebody is asked anyway.
+pub fn is_possible(yes: bool) -> bool {
     match Manager::find() {
-        Some(Manager::Apt) => rustix::process::geteuid().is_root() || on_path("sudo").is_some(),
+        Some(Manager::Apt) => rustix::process::geteuid().is_root() || sudo_works(yes),
         Some(Manager::Brew) => true,
         None => false,
     }
+}
+
+fn sudo_works(yes: bool) -> bool {
+    let Some(sudo) = on_path("sudo") else { return false };
+    let may_ask = !yes && std::io::IsTerminal::is_terminal(&std::io::stdin());
+    may_ask || Command::new(sudo).args(["-n", "true"]).output().is_ok_and(|output| output.status.success())
+}
+
+/// Lets sudo ask for the password on the terminal now: what is started later runs in the background,
+/// where asking would stop it for good.
+fn unlock_sudo(yes: bool) -> Result<()> {
+    if !yes && let Some(sudo) = on_path("sudo") {
+        let status = Command::new(sudo).arg("-v").status().context("sudo cannot be run")?;
+        if !status.success() {
+            bail!("sudo does not let you install packages");
+        }
+    }
+    Ok(())
 }
 
 /// The shell line that installs what is missing here, for messages; `None` when the machine has no
@@ -124,12 +143,14 @@ pub async fn install(missing: &[Missing], yes: bool, logs: &Path, progress: &Pro
     progress.step(format!("installing {names}: {line}"));
     std::fs::create_dir_all(logs).with_context(|| format!("could not create {}", logs.display()))?;
     let log = logs.join("install.log");
+    if commands.iter().any(|command| command[0] == "sudo") {
+        unlock_sudo(yes)?;
+    }
     for command in &commands {
         let Some(program) = on_path(&command[0]) else {
             bail!("`{}` is not here. As root, run: {line}", command[0])
         };
-        // With a terminal sudo may ask for the password; without one it must not hang.
-        let arguments: Vec<String> = if command[0] == "sudo" && yes {
+        let arguments: Vec<String> = if command[0] == "sudo" {
             std::iter::once("-n".to_owned()).chain(command[1..].iter().cloned()).collect()
         } else {
             command[1..].to_vec()

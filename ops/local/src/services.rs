@@ -238,7 +238,7 @@ pub async fn programs(
     let unreadable = || postgres::choose(&Binaries::find_all(&npm::installed(&layout.clusters)), &existing);
     let npm_would_do = npm::is_possible() && existing.last().is_none_or(|major| *major == npm::MAJOR);
     if missing.contains(&Missing::Postgres(existing.last().copied()))
-        && !install::is_possible()
+        && !install::is_possible(yes)
         && npm_would_do
     {
         npm::install(&layout.clusters, yes, &layout.logs(), progress).await?;

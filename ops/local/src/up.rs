@@ -19,6 +19,8 @@ use crate::supervise::{self, Launch, Process};
 
 const READY_PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
+/// How often it is looked whether a child was started again.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// A program may drain for this long before it is stopped harder.
 const PROGRAM_STOP: &[(Signal, Duration)] = &[(Signal::TERM, Duration::from_secs(20))];
@@ -174,16 +176,37 @@ async fn hold(layout: Layout, yes: bool, application: &dyn Application, progress
     state::write(&layout, &told)?;
     say(framed(&told.title, &told.rows));
 
-    let outcome = tokio::select! {
-        outcome = application.work(environment) => outcome?,
-        reason = failed.recv() => bail!(reason.unwrap_or_default()),
+    let current =
+        || -> Vec<(String, u32)> { services.keepers.iter().chain(&keepers).map(Keeper::child).collect() };
+    let told = tell_of_restarts(&layout, told, current);
+    let held = async {
+        match application.work(environment).await? {
+            Outcome::Exit(code) => Ok(code),
+            Outcome::Hold => std::future::pending().await,
+        }
     };
-    match outcome {
-        Outcome::Exit(code) => Ok(code),
-        Outcome::Hold => match failed.recv().await {
-            Some(reason) => bail!(reason),
-            None => Ok(0),
-        },
+    tokio::select! {
+        code = held => code,
+        reason = failed.recv() => bail!(reason.unwrap_or_default()),
+        error = told => bail!(error),
+    }
+}
+
+/// Keeps `up.json` true while children are started again; ends only when it cannot be written.
+async fn tell_of_restarts(
+    layout: &Layout,
+    mut told: UpState,
+    current: impl Fn() -> Vec<(String, u32)>,
+) -> anyhow::Error {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let children = current();
+        if children != told.children {
+            told.children = children;
+            if let Err(error) = state::write(layout, &told) {
+                return error;
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::Settings;
 use super::up::TOKEN_VARIABLE;
-use crate::platform::{Platform, pool};
+use crate::platform::{Platform, answering_pool};
 
 /// Bots and workspaces shown at most.
 const MOST: i64 = 10_000;
@@ -90,7 +90,7 @@ impl BotCommand {
         let config = settings.load_running()?.config;
         match self {
             Self::List { json } => {
-                list(&bots(&pool(&config)?).await?, json)?;
+                list(&bots(&answering_pool(&config).await?).await?, json)?;
                 Ok(0)
             }
             Self::Register(register) => {

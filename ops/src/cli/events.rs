@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::Settings;
-use crate::platform::pool;
+use crate::platform::answering_pool;
 
 /// Events fetched at once.
 const PAGE: i64 = 1_000;
@@ -56,7 +56,7 @@ impl Events {
     /// # Errors
     /// When the database does not answer.
     pub async fn run(self, settings: Settings) -> Result<u8> {
-        let pool = pool(&settings.load_running()?.config)?;
+        let pool = answering_pool(&settings.load_running()?.config).await?;
         let log = LogReader::new(pool);
         let (aggregate_type, aggregate_id) = match self.stream.as_deref().map(|text| text.split_once('/')) {
             Some(Some((kind, id))) => (Some(kind.to_owned()), Some(id.to_owned())),
@@ -67,6 +67,10 @@ impl Events {
             botledger_domain::catalog::aggregates().iter().map(|kind| kind.aggregate_type).collect();
         if let Some(kind) = aggregate_type.as_deref().filter(|kind| !known.contains(kind)) {
             bail!("there are no streams of type {kind}; there are {}", known.join(", "));
+        }
+        let known = event_types();
+        if let Some(name) = self.types.iter().find(|name| !known.contains(*name)) {
+            bail!("there are no events of type {name}; there are {}", known.join(", "));
         }
         let filter = EventFilter {
             aggregate_type,
@@ -93,6 +97,19 @@ impl Events {
         }
         Ok(0)
     }
+}
+
+/// The wire names of all events, from their schemas.
+fn event_types() -> Vec<String> {
+    let mut names = Vec::new();
+    for kind in botledger_domain::catalog::aggregates() {
+        let schema = (kind.event_schema)().to_value();
+        for variant in schema["oneOf"].as_array().into_iter().flatten() {
+            names.extend(variant["properties"]["type"]["const"].as_str().map(str::to_owned));
+        }
+    }
+    names.sort_unstable();
+    names
 }
 
 fn as_json(event: &RecordedEvent) -> Result<String> {
@@ -134,4 +151,18 @@ fn as_text(event: &RecordedEvent) -> String {
         event.sequence,
         metadata["actor"].as_str().unwrap_or("?"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::event_types;
+
+    #[test]
+    fn every_kind_of_event_is_known_by_its_wire_name() {
+        let names = event_types();
+        for name in ["bot_registered", "message_received", "tokens_reserved", "blocked", "workspace_created"]
+        {
+            assert!(names.iter().any(|known| known == name), "{name} is missing in {names:?}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::Settings;
-use crate::platform::pool;
+use crate::platform::answering_pool;
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum ProjectionsCommand {
@@ -48,7 +48,7 @@ impl ProjectionsCommand {
     /// # Errors
     /// When the database does not answer, or the read model is not stopped at that event.
     pub async fn run(self, settings: Settings) -> Result<u8> {
-        let pool = pool(&settings.load_running()?.config)?;
+        let pool = answering_pool(&settings.load_running()?.config).await?;
         match self {
             Self::Status { json } => {
                 let rows = statuses(&pool).await?;

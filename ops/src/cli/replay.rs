@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::Settings;
-use crate::platform::pool;
+use crate::platform::answering_pool;
 
 #[derive(Clone, Debug, Args)]
 pub struct Replay {
@@ -44,7 +44,7 @@ impl Replay {
             return Ok(0);
         }
         let chosen = if self.all { known } else { chosen(known, &self.names)? };
-        let pool = pool(&settings.load_running()?.config)?;
+        let pool = answering_pool(&settings.load_running()?.config).await?;
         let progress = if self.json { Progress::silent() } else { Progress::begin() };
         let reports = rebuilt(&pool, &chosen, self.verify, progress).await?;
         if self.json {

@@ -62,10 +62,14 @@ impl Serve {
         let admin = listen("http.admin_listen", &config.http.admin_listen).await?;
         let platform = Platform::open(&config)?;
 
-        let admin_stop = CancellationToken::new();
+        let (admin_stop, stopping) = (CancellationToken::new(), CancellationToken::new());
         let render = metrics.clone();
         let state = AdminState {
-            ready: Arc::new(Ready { read: platform.read.clone(), redis: platform.redis.clone() }),
+            ready: Arc::new(Ready {
+                read: platform.read.clone(),
+                redis: platform.redis.clone(),
+                stopping: stopping.clone(),
+            }),
             metrics: Arc::new(move || render.render()),
         };
         let drain = Duration::from_secs(config.instance.drain_timeout_s);
@@ -87,6 +91,7 @@ impl Serve {
             config.http.listen
         );
         let name = signals.next().await;
+        stopping.cancel();
         tracing::info!("{name}: finishing what was begun");
         tokio::select! {
             () = running.stop() => {}
@@ -242,17 +247,24 @@ async fn keep_up(metrics: metrics_exporter_prometheus::PrometheusHandle, pool: R
 struct Ready {
     read: ReadPool,
     redis: ConnectionManager,
+    stopping: CancellationToken,
 }
 
 #[async_trait]
 impl Readiness for Ready {
     async fn check(&self) -> Vec<Check> {
         let (database, redis, projections) = tokio::join!(self.database(), self.redis(), self.projections());
-        vec![database, redis, projections]
+        vec![self.process(), database, redis, projections]
     }
 }
 
 impl Ready {
+    fn process(&self) -> Check {
+        let ok = !self.stopping.is_cancelled();
+        let detail = if ok { "it takes work" } else { "it is stopping and takes nothing new" };
+        Check { name: "process", ok, detail: detail.to_owned() }
+    }
+
     async fn database(&self) -> Check {
         let log = LogReader::new(self.read.clone());
         let (ok, detail) = match tokio::time::timeout(CHECK_PATIENCE, log.head()).await {

@@ -15,7 +15,7 @@ use botledger_domain::bot::UpdateMode;
 use botledger_local::cli::Where;
 use botledger_local::progress::Progress;
 use botledger_local::supervise::{Launch, Output};
-use botledger_local::{Application, Environment, Given, Outcome, Plan, Program};
+use botledger_local::{Application, Environment, Given, Outcome, Plan, Program, state};
 use botledger_projections::wait_for;
 use clap::Args;
 use zeroize::Zeroizing;
@@ -64,6 +64,11 @@ impl Up {
         let program = std::env::current_exe().context("this program does not know where it is")?;
         let mut product = Product::new(program, settings.arguments(), settings.sources(), self.demo)?;
         product.exit = self.exit;
+        if (self.exit || !self.feed.is_empty()) && state::is_held(&self.place.layout()?) {
+            bail!(
+                "--feed and --exit want a run of their own, but one is up here: stop it first with ops/down"
+            );
+        }
         if !self.feed.is_empty() {
             if let Some(missing) = self.feed.iter().find(|file| !file.is_file()) {
                 bail!("--feed {}: there is no such file", missing.display());

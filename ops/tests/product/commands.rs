@@ -103,6 +103,8 @@ async fn a_bad_token_and_an_unknown_bot_are_named(pool: PgPool) {
     assert!(error.contains("there is no read model nothing; there are bots"), "{error}");
     let error = refusal(&house.run(&["events", "--stream", "nothing"]).await);
     assert!(error.contains("there are no streams of type nothing"), "{error}");
+    let error = refusal(&house.run(&["events", "--type", "nothing_happened"]).await);
+    assert!(error.contains("there are no events of type nothing_happened"), "{error}");
     product.stop().await;
 }
 

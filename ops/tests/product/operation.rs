@@ -18,6 +18,13 @@ async fn a_stopped_product_finishes_what_it_began_and_goes_on_later(pool: PgPool
         house.telegram.say(BOT, person, text).unwrap();
     }
     until("some answers are out", async || house.sends().len() > 3).await;
+    product.signal("TERM");
+    // Whoever sends people here learns that it takes nothing new; or it was faster than we could ask.
+    let url = format!("http://{}/readyz", house.admin);
+    until("it is not ready any more", async || {
+        !reqwest::get(&url).await.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
     product.stop().await;
     let log = house.log();
     assert!(log.contains("finishing what was begun") && log.contains("stopped"), "{log}");

@@ -20,8 +20,8 @@ pub(crate) struct Row {
     pub(crate) what: String,
     pub(crate) ours: String,
     pub(crate) base: String,
-    /// Ours by base; absent where there is nothing to compare with.
-    pub(crate) ratio: Option<f64>,
+    /// Ours by base.
+    pub(crate) ratio: f64,
     pub(crate) aim: &'static str,
 }
 
@@ -62,7 +62,7 @@ async fn main() -> Result<()> {
         rows.extend(append::rows(&pool, &url, effort).await?);
     }
     if wanted("turns") {
-        rows.extend(turns::rows(&url, effort).await?);
+        rows.extend(turns::rows(&pool, &url, effort).await?);
     }
     if wanted("rebuild") {
         rows.extend(rebuild::rows(&pool, effort).await?);
@@ -77,8 +77,7 @@ async fn print(pool: &PgPool, rows: &[Row]) -> Result<()> {
     writeln!(out, "PostgreSQL {version}, fsync on, {cores} cores, all processes on one machine\n")?;
     writeln!(out, "| what | ours | base | ratio | aim |\n| --- | --- | --- | --- | --- |")?;
     for row in rows {
-        let ratio = row.ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2} ×"));
-        writeln!(out, "| {} | {} | {} | {ratio} | {} |", row.what, row.ours, row.base, row.aim)?;
+        writeln!(out, "| {} | {} | {} | {:.2} × | {} |", row.what, row.ours, row.base, row.ratio, row.aim)?;
     }
     Ok(())
 }

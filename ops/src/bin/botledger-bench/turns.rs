@@ -8,14 +8,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use botledger_ops::stages::{Stage, stages};
 use botledger_sim::{FeedConfig, OllamaConfig, OllamaSim, TelegramConfig, TelegramSim, feed};
+use sqlx::PgPool;
 
-use crate::{Effort, Row, told};
+use crate::{Effort, Row, median, told};
 
 /// Turns offered a second.
 const RATES: [u32; 2] = [50, 200];
 const BOT: &str = "bench_bot";
+/// Received, admitted, answered, delivered: a turn is at least these.
+const APPENDS: f64 = 4.0;
 
-pub(crate) async fn rows(url: &str, effort: Effort) -> Result<Vec<Row>> {
+pub(crate) async fn rows(pool: &PgPool, url: &str, effort: Effort) -> Result<Vec<Row>> {
+    let commit = durable_commit(pool, effort).await?;
     let mut rows = Vec::new();
     for rate in RATES {
         let seconds = effort.round.as_secs() * effort.rounds as u64;
@@ -50,12 +54,28 @@ pub(crate) async fn rows(url: &str, effort: Effort) -> Result<Vec<Row>> {
         rows.push(Row {
             what: format!("a turn, all stages and events, instant model, {rate} turns/s"),
             ours: format!("p50 {:.1} ms, p99 {:.1} ms", total.p50 * 1e3, total.p99 * 1e3),
-            base: format!("{:.0} turns/s done", turns as f64 / took),
-            ratio: None,
+            base: format!("{:.1} ms, {APPENDS} durable inserts one after the other", commit * APPENDS * 1e3),
+            ratio: total.p50 / (commit * APPENDS),
             aim: if rate == 200 { "p50 ≤ 10 ms, p99 ≤ 40 ms" } else { "" },
         });
     }
     Ok(rows)
+}
+
+/// Median seconds of one single-row insert, durable, on an otherwise idle machine.
+async fn durable_commit(pool: &PgPool, effort: Effort) -> Result<f64> {
+    let mut connection = pool.acquire().await?;
+    sqlx::query("CREATE TABLE IF NOT EXISTS public.bench_commits (n bigint)")
+        .execute(&mut *connection)
+        .await?;
+    let until = Instant::now() + effort.round;
+    let mut took = Vec::new();
+    while Instant::now() < until {
+        let began = Instant::now();
+        sqlx::query("INSERT INTO public.bench_commits VALUES (1)").execute(&mut *connection).await?;
+        took.push(began.elapsed().as_secs_f64());
+    }
+    Ok(median(took))
 }
 
 /// The real binary and its partners.
