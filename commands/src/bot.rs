@@ -232,7 +232,7 @@ impl Bots {
         let loaded = self.core.journal.load::<Bot>(&bot.to_string()).await?;
         let sealed = loaded.state.token.ok_or(CommandError::NotFound { what: "bot" })?;
         let plaintext = self.core.vault.open(&sealed).await?;
-        let token = std::str::from_utf8(&plaintext).map_err(CommandError::unavailable)?;
+        let token = std::str::from_utf8(&plaintext).map_err(CommandError::broken)?;
         Ok(Zeroizing::new(token.to_owned()))
     }
 

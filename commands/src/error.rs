@@ -42,6 +42,13 @@ pub enum CommandError<E: DomainError> {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What is stored does not open, decode or go into the ledger. Trying again does not help.
+    #[error("the stored content is broken")]
+    Broken {
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 impl<E: DomainError> CommandError<E> {
@@ -56,23 +63,53 @@ impl<E: DomainError> CommandError<E> {
             Self::Invalid { code, .. } => code,
             Self::Probe(error) => error.code(),
             Self::Unavailable { .. } => "UNAVAILABLE",
+            Self::Broken { .. } => "BROKEN_CONTENT",
+        }
+    }
+
+    /// The same error of a use case that is a part of another one. What the part's aggregate refuses
+    /// is not for the caller to mend.
+    pub(crate) fn within<F: DomainError>(self) -> CommandError<F> {
+        match self {
+            Self::Refused(refusal) => CommandError::broken(refusal),
+            Self::Forbidden { permission } => CommandError::Forbidden { permission },
+            Self::NotFound { what } => CommandError::NotFound { what },
+            Self::Conflict => CommandError::Conflict,
+            Self::Invalid { code, message } => CommandError::Invalid { code, message },
+            Self::Probe(error) => CommandError::Probe(error),
+            Self::Unavailable { source } => CommandError::Unavailable { source },
+            Self::Broken { source } => CommandError::Broken { source },
         }
     }
 
     pub(crate) fn unavailable(source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Unavailable { source: Box::new(source) }
     }
+
+    pub(crate) fn broken(source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Broken { source: Box::new(source) }
+    }
 }
 
 impl<E: DomainError> From<JournalError> for CommandError<E> {
     fn from(error: JournalError) -> Self {
-        Self::unavailable(error)
+        match error {
+            JournalError::Decode { .. } | JournalError::MalformedBody { .. } => Self::broken(error),
+            JournalError::Database(_) | JournalError::LeaseTime => Self::unavailable(error),
+        }
     }
 }
 
 impl<E: DomainError> From<VaultError> for CommandError<E> {
     fn from(error: VaultError) -> Self {
-        Self::unavailable(error)
+        match error {
+            VaultError::Shredded => Self::NotFound { what: "content" },
+            VaultError::Tampered | VaultError::Malformed => Self::broken(error),
+            // A forgotten master key can be given back: until then nothing is lost.
+            VaultError::MissingMasterKey { .. } | VaultError::Random | VaultError::Database(_) => {
+                Self::unavailable(error)
+            }
+        }
     }
 }
 
@@ -86,7 +123,10 @@ impl<E: DomainError> From<AppendError> for CommandError<E> {
     fn from(error: AppendError) -> Self {
         match error {
             AppendError::Conflict { .. } => Self::Conflict,
-            other => Self::unavailable(other),
+            AppendError::Invalid { .. } => Self::broken(error),
+            AppendError::Fenced { .. } | AppendError::Unavailable { .. } | AppendError::Closed => {
+                Self::unavailable(error)
+            }
         }
     }
 }

@@ -198,8 +198,11 @@ impl Gate {
     async fn prompt_of(&self, message: &Message) -> Result<String, GateError> {
         let body = self.core.journal.body(message.body.body_id).await?;
         let Some(body) = body else { return Err(CommandError::NotFound { what: "message body" }) };
-        let content = self.core.vault.open_body(&body).await?;
-        Ok(content.text().unwrap_or_default().to_owned())
+        match self.core.vault.open_body(&body).await {
+            Ok(content) => Ok(content.text().unwrap_or_default().to_owned()),
+            Err(VaultError::Shredded) => Err(CommandError::NotFound { what: "message body" }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn reserve(
@@ -223,12 +226,12 @@ impl Gate {
             let (workspace, subject, plan, terms) =
                 (message.workspace, message.subject, plan.clone(), *terms);
             let command = QuotaCommand::AssignPlan { workspace, subject, plan, terms, by: None };
-            set.decide(&mut quota, command, now).map_err(CommandError::unavailable)?;
+            set.decide(&mut quota, command, now).map_err(CommandError::broken)?;
         }
         let mut sessions = self.core.journal.load::<ChatSession>(&message.conversation.to_string()).await?;
         let (conversation, bot, subject) = (message.conversation, message.bot, message.subject);
         set.decide(&mut sessions, ChatSessionCommand::Ensure { conversation, bot, subject }, now)
-            .map_err(CommandError::unavailable)?;
+            .map_err(CommandError::broken)?;
         let (session, state) = sessions.state.current().ok_or(CommandError::NotFound { what: "session" })?;
         let context_epoch = state.context_epoch;
 
@@ -245,7 +248,7 @@ impl Gate {
             Asked::TooLong { tokens } => {
                 let events = set
                     .decide(&mut quota, QuotaCommand::Reserve { reservation, tokens }, now)
-                    .map_err(CommandError::unavailable)?;
+                    .map_err(CommandError::broken)?;
                 return match events.last() {
                     Some(QuotaEvent::QuotaExceeded { requested, remaining, resets_at, .. }) => {
                         let reason = RefusalReason::QuotaExceeded {
@@ -260,7 +263,7 @@ impl Gate {
             }
         };
         set.decide(&mut quota, QuotaCommand::Reserve { reservation, tokens }, now)
-            .map_err(CommandError::unavailable)?;
+            .map_err(CommandError::broken)?;
         let admission = Admission {
             reservation,
             reserved_tokens: tokens,
@@ -349,7 +352,7 @@ impl Gate {
         let system = settings.system_prompt.as_deref();
         let bare = fit_context(system, &[], prompt, u32::MAX, 0)
             .map(|fitted| worst_case_prompt_tokens(&fitted.messages) + FIT_OVERHEAD)
-            .map_err(CommandError::unavailable)?;
+            .map_err(CommandError::broken)?;
         let answer = u64::from(settings.max_answer_tokens).min(window.saturating_sub(bare));
         if answer < SHORTEST_ANSWER.min(u64::from(settings.max_answer_tokens)) {
             return Ok(Asked::TooLong { tokens: bare + SHORTEST_ANSWER });
@@ -357,7 +360,7 @@ impl Gate {
         let history = self.history(message.conversation, session, context_epoch).await?;
         let clamp = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
         let fitted = fit_context(system, &history, prompt, clamp(window), clamp(answer))
-            .map_err(CommandError::unavailable)?;
+            .map_err(CommandError::broken)?;
         let tokens = worst_case_prompt_tokens(&fitted.messages) + answer;
         Ok(Asked::Fits {
             tokens,
@@ -411,7 +414,7 @@ enum Asked {
 }
 
 fn turn_uuid(turn: &Loaded<Turn>) -> Result<uuid::Uuid, GateError> {
-    uuid::Uuid::try_parse(&turn.id).map_err(CommandError::unavailable)
+    uuid::Uuid::try_parse(&turn.id).map_err(CommandError::broken)
 }
 
 fn count(decision: &Decision) {

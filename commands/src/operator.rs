@@ -56,7 +56,7 @@ impl Operators {
         let (operator, workspace) = self.claim(&login, WorkspaceId(self.core.ids.next())).await?;
         match self.workspaces.create(caller, workspace, workspace_name.to_owned(), plan, terms).await {
             Ok(_) | Err(CommandError::Refused(WorkspaceError::AlreadyCreated)) => {}
-            Err(error) => return Err(CommandError::unavailable(error)),
+            Err(error) => return Err(error.within()),
         }
         match self.invite_into(caller, operator, workspace, login, Role::Owner).await {
             Ok(_) | Err(CommandError::Refused(OperatorError::AlreadyInvited)) => {}

@@ -62,7 +62,7 @@ impl Subjects {
             last_name: person.last_name.clone(),
             username: person.username.clone(),
         };
-        let profile = serde_json::to_vec(&profile).map_err(CommandError::unavailable)?;
+        let profile = serde_json::to_vec(&profile).map_err(CommandError::broken)?;
         let profile_fingerprint = self.core.vault.fingerprint("profile", &profile);
         let known = self.core.journal.load::<Subject>(&subject.to_string()).await?;
         if known.state.profile_fingerprint.as_ref() == Some(&profile_fingerprint) {

@@ -87,8 +87,13 @@ pub struct TurnFailure {
     pub code: String,
     /// For operators; no personal data.
     pub detail: String,
+    /// Tokens of prompt and of answer that the model took all the same, as far as can be estimated;
+    /// absent when it was not asked or took nothing.
+    pub used: Option<(u64, u64)>,
 }
 
+/// How a model's answer ends that was stopped ([`ReplySource::Model::finish`]).
+const CANCELLED: &str = "cancelled";
 /// Updates of a batch that are made ready at the same time.
 const INTAKES_AT_ONCE: usize = 16;
 
@@ -175,11 +180,8 @@ impl Turns {
         set.fence(bot, fence.epoch);
         let (command, body, queued, outcome) = match update.kind {
             IncomingKind::Message { user, chat_id, thread_id, chat_kind, ask, lane, text } => {
-                let (subject, language) = self
-                    .subjects
-                    .see(caller, workspace, bot, &user)
-                    .await
-                    .map_err(CommandError::unavailable)?;
+                let (subject, language) =
+                    self.subjects.see(caller, workspace, bot, &user).await.map_err(CommandError::within)?;
                 let conversation =
                     ConversationId::of_chat(bot, self.core.vault.chat_pseudonym(bot, chat_id), thread_id);
                 let content = BodyContent::Update { text, raw: update.raw };
@@ -249,7 +251,8 @@ impl Turns {
         }
     }
 
-    /// An answer exists: stores it sealed, and settles the hold when a model gave it.
+    /// An answer exists: stores it sealed, and settles the hold when a model gave it. One that was
+    /// stopped before the model was asked gives the hold back.
     ///
     /// # Errors
     /// When ledger or keys cannot be used, or the epoch is over.
@@ -262,7 +265,12 @@ impl Turns {
         text: &str,
         latency_ms: u64,
     ) -> Step {
-        let settle = match &source {
+        let end = match &source {
+            ReplySource::Model { prompt_tokens: 0, completion_tokens: 0, finish, .. }
+                if finish == CANCELLED =>
+            {
+                Some(HoldEnd::Release(ReleaseCause::Cancelled))
+            }
             ReplySource::Model { prompt_tokens, completion_tokens, estimated, .. } => Some(HoldEnd::Settle {
                 actual: prompt_tokens.saturating_add(*completion_tokens),
                 estimated: *estimated,
@@ -291,7 +299,7 @@ impl Turns {
             set.decide(&mut loaded, TurnCommand::Answer { source: source.clone(), body, latency_ms }, now)
                 .map_err(CommandError::Refused)?;
             set.body(row);
-            if !self.end_hold(&mut set, &loaded.state, settle, now).await? {
+            if !self.end_hold(&mut set, &loaded.state, end, now).await? {
                 if attempt == ATTEMPTS {
                     return Err(CommandError::Conflict);
                 }
@@ -306,7 +314,7 @@ impl Turns {
         }
     }
 
-    /// No answer will exist: gives the hold back.
+    /// No answer will exist: gives the hold back, or settles it with what the model took all the same.
     ///
     /// # Errors
     /// When the ledger cannot be used, or the epoch is over.
@@ -325,7 +333,12 @@ impl Turns {
             let now = self.core.clock.now();
             let command = TurnCommand::Fail { code: failure.code.clone(), detail: failure.detail.clone() };
             set.decide(&mut loaded, command, now).map_err(CommandError::Refused)?;
-            let end = admitted.then_some(HoldEnd::Release(ReleaseCause::Failed));
+            let end = admitted.then_some(match failure.used {
+                Some((prompt, completion)) => {
+                    HoldEnd::Settle { actual: prompt.saturating_add(completion), estimated: true }
+                }
+                None => HoldEnd::Release(ReleaseCause::Failed),
+            });
             if !self.end_hold(&mut set, &loaded.state, end, now).await? {
                 if attempt == ATTEMPTS {
                     return Err(CommandError::Conflict);
@@ -434,7 +447,7 @@ impl Turns {
         match set.decide(&mut quota, command, now) {
             Ok(_) => Ok(true),
             Err(QuotaError::UnknownReservation { .. }) => Ok(false),
-            Err(refusal) => Err(CommandError::unavailable(refusal)),
+            Err(refusal) => Err(CommandError::broken(refusal)),
         }
     }
 }

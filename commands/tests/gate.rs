@@ -6,7 +6,7 @@ mod support;
 use botledger_commands::{CommandError, Decision, StepOutcome, TurnFailure};
 use botledger_domain::{
     bot::BotSettings,
-    quota::{Period, PlanTerms},
+    quota::{Period, PlanTerms, QuotaEvent, ReleaseCause},
     turn::{RefusalReason, ReplySource, TurnPhase},
 };
 use botledger_journal::AppendError;
@@ -59,7 +59,11 @@ async fn turns_of_one_person_over_two_instances_never_overshoot_their_quota(pool
                                 &system(),
                                 turn,
                                 fence,
-                                TurnFailure { code: "LLM_UNAVAILABLE".to_owned(), detail: String::new() },
+                                TurnFailure {
+                                    code: "LLM_UNAVAILABLE".to_owned(),
+                                    detail: String::new(),
+                                    used: None,
+                                },
                             )
                             .await
                     }
@@ -236,10 +240,105 @@ async fn an_admitted_turn_outlives_its_bot_and_can_end_without_its_body(pool: Pg
         .unwrap();
     let erased = world.app.gate.decide(&system(), turns[1], world.fence).await;
     assert!(matches!(erased, Err(CommandError::NotFound { .. })), "{erased:?}");
-    let failure = TurnFailure { code: "BODY_ERASED".to_owned(), detail: String::new() };
+    let failure = TurnFailure { code: "BODY_ERASED".to_owned(), detail: String::new(), used: None };
     world.app.turns.fail(&system(), turns[1], world.fence, failure).await.unwrap();
     assert_eq!(audit_quotas(&pool).await, 0, "no hold is left behind");
     replays_to_the_same(&world.app, &pool).await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_message_that_cannot_be_opened_is_not_tried_for_ever(pool: PgPool) {
+    let world = World::new(pool.clone()).await;
+    let turn = world.receive(message(1, 7, "hello")).await;
+    let statement =
+        "UPDATE message_bodies SET ciphertext = set_byte(ciphertext, 0, get_byte(ciphertext, 0) # 1)";
+    assert_eq!(sqlx::query(statement).execute(&pool).await.unwrap().rows_affected(), 1);
+    let altered = world.app.gate.decide(&system(), turn, world.fence).await.unwrap_err();
+    assert_eq!(altered.code(), "BROKEN_CONTENT", "{altered:?}");
+
+    let erased = world.receive(message(2, 8, "hello")).await;
+    sqlx::query("DELETE FROM keys.data_keys WHERE owner = $1")
+        .bind(world.subject(8).uuid())
+        .execute(&pool)
+        .await
+        .unwrap();
+    let shredded = world.second_instance().gate.decide(&system(), erased, world.fence).await.unwrap_err();
+    assert!(matches!(shredded, CommandError::NotFound { what: "message body" }), "{shredded:?}");
+    for turn in [turn, erased] {
+        let failure = TurnFailure { code: "BROKEN_CONTENT".to_owned(), detail: String::new(), used: None };
+        world.app.turns.fail(&system(), turn, world.fence, failure).await.unwrap();
+    }
+    assert_eq!(audit_quotas(&pool).await, 0);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn an_event_that_does_not_decode_is_broken_content(pool: PgPool) {
+    let world = World::new(pool.clone()).await;
+    let turn = world.receive(message(1, 7, "hello")).await;
+    // What no writer of ours stores: the guard has to be taken off for it.
+    for statement in [
+        "ALTER TABLE events DISABLE TRIGGER USER",
+        "UPDATE events SET payload = '{\"type\": \"message_received\"}' WHERE aggregate_type = 'turn'",
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    let decision = world.second_instance().gate.decide(&system(), turn, world.fence).await;
+    assert_eq!(decision.unwrap_err().code(), "BROKEN_CONTENT");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_call_that_broke_off_is_charged_with_what_it_took(pool: PgPool) {
+    let world = World::new(pool.clone()).await;
+    let settled = || async {
+        let payload: String = sqlx::query_scalar(
+            "SELECT payload::text FROM events WHERE aggregate_type = 'quota' ORDER BY position DESC LIMIT 1",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        serde_json::from_str::<QuotaEvent>(&payload).unwrap()
+    };
+    let (turns, fence) = (&world.app.turns, world.fence);
+    for (update_id, used, total) in [(1, Some((12, 30)), 42), (2, None, 42), (3, Some((7, 0)), 49)] {
+        let turn = world.receive(message(update_id, 7, "hello")).await;
+        admitted(world.app.gate.decide(&system(), turn, fence).await.unwrap());
+        let failure = TurnFailure { code: "LLM_INTERRUPTED".to_owned(), detail: String::new(), used };
+        turns.fail(&system(), turn, fence, failure).await.unwrap();
+        let quota = world.quota(7).await;
+        assert_eq!((quota.used, quota.reserved()), (total, 0), "{used:?}");
+        match settled().await {
+            QuotaEvent::TokensSettled { charged, estimated: true, .. } => {
+                assert_eq!(used, Some((charged.min(12), charged - charged.min(12))));
+            }
+            QuotaEvent::TokensReleased { cause: ReleaseCause::Failed, .. } => assert_eq!(used, None),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(audit_quotas(&pool).await, 0);
+    replays_to_the_same(&world.app, &pool).await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_stopped_call_costs_its_prompt_unless_the_model_was_never_asked(pool: PgPool) {
+    let world = World::new(pool.clone()).await;
+    for (update_id, prompt, total, last) in [(1, 40, 40, "tokens_settled"), (2, 0, 40, "tokens_released")] {
+        let turn = world.receive(message(update_id, 7, "hello")).await;
+        admitted(world.app.gate.decide(&system(), turn, world.fence).await.unwrap());
+        let mut stopped = by_model(prompt, 0);
+        let ReplySource::Model { estimated, finish, .. } = &mut stopped else { unreachable!() };
+        (*estimated, *finish) = (true, "cancelled".to_owned());
+        world.app.turns.answer(&system(), turn, world.fence, stopped, "stopped", 1).await.unwrap();
+        assert_eq!((world.quota(7).await.used, world.quota(7).await.reserved()), (total, 0));
+        let quota = botledger_domain::quota_stream(world.workspace, world.subject(7)).to_string();
+        assert_eq!(event_types(&pool, "quota", &quota).await.last().unwrap(), last);
+    }
+    let cause: String =
+        sqlx::query_scalar("SELECT payload ->> 'cause' FROM events WHERE event_type = 'tokens_released'")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+    assert_eq!(cause, "cancelled");
+    assert_eq!(audit_quotas(&pool).await, 0);
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -257,7 +356,7 @@ async fn an_old_epoch_is_refused_at_every_step(pool: PgPool) {
     fenced(world.app.gate.decide(&caller, received, old).await);
     fenced(turns.answer(&caller, going, old, by_model(1, 1), "late", 1).await);
     fenced(turns.answer(&caller, received, old, ReplySource::Platform, "late", 1).await);
-    let failure = || TurnFailure { code: "LATE".to_owned(), detail: String::new() };
+    let failure = || TurnFailure { code: "LATE".to_owned(), detail: String::new(), used: None };
     fenced(turns.fail(&caller, going, old, failure()).await);
     fenced(turns.start_delivery(&caller, answered, old, 5).await);
     fenced(turns.deliver(&caller, answered, old, vec![5]).await);

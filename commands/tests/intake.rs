@@ -144,7 +144,7 @@ async fn an_update_of_an_unknown_bot_is_refused(pool: PgPool) {
 }
 
 fn failure() -> TurnFailure {
-    TurnFailure { code: "LLM_UNAVAILABLE".to_owned(), detail: "nobody answered".to_owned() }
+    TurnFailure { code: "LLM_UNAVAILABLE".to_owned(), detail: "nobody answered".to_owned(), used: None }
 }
 
 /// The number of steps that were recorded; all others found the turn past them.

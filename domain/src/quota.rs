@@ -150,7 +150,7 @@ pub enum QuotaCommand {
 pub enum ReleaseCause {
     /// The provider gave no answer.
     Failed,
-    /// The person stopped it before anything was generated.
+    /// The person stopped it before the model was asked.
     Cancelled,
 }
 

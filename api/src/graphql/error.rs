@@ -47,21 +47,30 @@ impl ApiError {
         }
     }
 
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::new("CONFLICT", message)
+    }
+
+    /// They have as many as anybody gets.
+    pub(crate) fn too_many_subscriptions(most: usize) -> Self {
+        let message = format!("at most {most} subscriptions of an operator run at once; end one");
+        Self { retry_after_ms: Some(1_000), ..Self::new("RATE_LIMITED", message) }
+    }
+
     pub(crate) fn internal() -> Self {
         Self::new("INTERNAL", "something went wrong; it was logged under the requestId")
     }
 
     /// Logs what failed and tells the client to come back.
     pub(crate) fn unavailable(source: impl std::error::Error) -> Self {
-        let mut chain = source.to_string();
-        let mut cause = source.source();
-        while let Some(error) = cause {
-            chain.push_str(": ");
-            chain.push_str(&error.to_string());
-            cause = error.source();
-        }
-        tracing::error!(error = chain, "a request failed");
+        log(&source);
         Self::away()
+    }
+
+    /// Logs what is broken; coming back would not help.
+    pub(crate) fn broken(source: impl std::error::Error) -> Self {
+        log(&source);
+        Self::internal()
     }
 
     pub(crate) fn away() -> Self {
@@ -77,6 +86,17 @@ impl ApiError {
     pub(crate) fn retryable(code: &str) -> bool {
         matches!(code, "UNAVAILABLE" | "RATE_LIMITED" | "CONFLICT")
     }
+}
+
+fn log(source: &dyn std::error::Error) {
+    let mut chain = source.to_string();
+    let mut cause = source.source();
+    while let Some(error) = cause {
+        chain.push_str(": ");
+        chain.push_str(&error.to_string());
+        cause = error.source();
+    }
+    tracing::error!(error = chain, "a request failed");
 }
 
 impl From<ApiError> for async_graphql::Error {
@@ -137,10 +157,11 @@ pub(crate) async fn outcome<T, E: DomainError>(
     let code = error.code();
     let told = match error {
         CommandError::Unavailable { source } => return Err(ApiError::unavailable(source.as_ref())),
+        CommandError::Broken { source } => return Err(ApiError::broken(source.as_ref())),
         CommandError::Probe(ProbeError::Unreachable) => return Err(ApiError::away()),
         CommandError::Forbidden { .. } => Err(ApiError::forbidden(error.to_string())),
         CommandError::NotFound { what } => Err(ApiError::not_found(what)),
-        CommandError::Conflict => Err(ApiError::new("CONFLICT", error.to_string())),
+        CommandError::Conflict => Err(ApiError::conflict(error.to_string())),
         CommandError::Refused(_) | CommandError::Invalid { .. } | CommandError::Probe(_) => {
             Ok(Err(UserError::new(code, error.to_string())))
         }
@@ -162,7 +183,7 @@ pub(crate) async fn note(scope: &Scope<'_>, action: &str, kind: &'static str, co
             action: action.to_owned(),
             outcome: kind,
             detail: serde_json::json!({ "code": code }),
-            source_ip: scope.request.ip.clone(),
+            source_ip: scope.request.address(),
             correlation_id: Some(scope.request.id),
         })
         .await;

@@ -387,9 +387,11 @@ async fn fail(
     let app = &scope.services.app;
     let state = app.bots.get(caller, bot).await.map_err(|error| match error {
         CommandError::NotFound { what } => CommandError::NotFound { what },
+        CommandError::Broken { source } => CommandError::Broken { source },
         other => CommandError::Unavailable { source: Box::new(other) },
     })?;
-    let failure = TurnFailure { code: "GIVEN_UP_BY_OPERATOR".to_owned(), detail: reason.to_owned() };
+    let failure =
+        TurnFailure { code: "GIVEN_UP_BY_OPERATOR".to_owned(), detail: reason.to_owned(), used: None };
     app.turns.fail(caller, turn, Fence { epoch: state.lease_epoch }, failure).await
 }
 

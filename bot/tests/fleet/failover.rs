@@ -130,7 +130,7 @@ async fn a_holder_cut_off_from_the_ledger_lets_go_and_its_late_writes_are_refuse
     .await
     .unwrap()
     .remove(0);
-    let failure = TurnFailure { code: "LATE".to_owned(), detail: String::new() };
+    let failure = TurnFailure { code: "LATE".to_owned(), detail: String::new(), used: None };
     let late = until("the old holder reaches the ledger", async || {
         let late = zombie.app.turns.fail(&system(), TurnId(turn.turn_id), old, failure.clone()).await;
         match late {
