@@ -7,7 +7,7 @@ use strum::{AsRefStr, EnumString, IntoStaticStr};
 
 use crate::{
     BotId, Decide, DomainError, InstanceId, Language, ModelName, Reason, Sealed, TextError, WorkspaceId,
-    aggregate::aggregate,
+    aggregate::aggregate, text::is_prose,
 };
 
 /// A bot's Telegram username without `@`: 1-32 of `A-Za-z0-9_`.
@@ -146,10 +146,11 @@ impl BotSettings {
     /// [`BotError::InvalidSettings`] naming the field.
     pub fn check(&self) -> Result<(), BotError> {
         let invalid = |field| Err(BotError::InvalidSettings { field });
-        if self.system_prompt.as_ref().is_some_and(|text| text.chars().count() > 8_000) {
+        let unfit = |text: &str, limit| text.chars().count() > limit || !is_prose(text);
+        if self.system_prompt.as_ref().is_some_and(|text| unfit(text, 8_000)) {
             return invalid("system_prompt");
         }
-        if self.welcome.as_ref().is_some_and(|text| text.is_empty() || text.chars().count() > 2_000) {
+        if self.welcome.as_ref().is_some_and(|text| text.is_empty() || unfit(text, 2_000)) {
             return invalid("welcome");
         }
         if !(16..=131_072).contains(&self.max_answer_tokens) {
@@ -376,7 +377,7 @@ pub enum BotError {
     #[error("the bot is not meant to run")]
     NotRunning,
     /// A setting that cannot be worked with.
-    #[error("the settings field {field} is out of range")]
+    #[error("the settings field {field} is out of range, or holds characters nobody can see")]
     InvalidSettings {
         /// Its name.
         field: &'static str,

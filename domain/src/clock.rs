@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 
 /// Where decisions get the time from.
 pub trait Clock: Send + Sync {
@@ -19,4 +19,10 @@ impl Clock for FixedClock {
     fn now(&self) -> DateTime<Utc> {
         self.0
     }
+}
+
+/// Whether a moment that somebody chose can be written and read everywhere: RFC 3339 and many of its
+/// readers end with the year 9999.
+pub(crate) fn is_writable(moment: DateTime<Utc>) -> bool {
+    moment.year() <= 9_999
 }

@@ -101,7 +101,7 @@ impl Login {
         let text = text.trim().to_ascii_lowercase();
         let length = text.chars().count();
         if length < 3 {
-            return Err(TextError::Empty { what: WHAT });
+            return Err(TextError::TooShort { what: WHAT, actual: length, least: 3 });
         }
         if length > 64 {
             return Err(TextError::TooLong { what: WHAT, actual: length, limit: 64 });

@@ -9,7 +9,7 @@ use strum::{AsRefStr, EnumString, IntoStaticStr};
 
 use crate::{
     Decide, DomainError, OperatorId, PlanName, Reason, ReservationId, SubjectId, WorkspaceId,
-    aggregate::aggregate,
+    aggregate::aggregate, clock::is_writable,
 };
 
 /// The calendar window a plan counts in; windows begin at whole units of UTC.
@@ -236,6 +236,9 @@ pub enum QuotaError {
     /// An override that is over before it begins, or grants nothing.
     #[error("an override needs tokens and an end in the future")]
     EmptyOverride,
+    /// The end cannot be written everywhere.
+    #[error("an override ends by the year 9999")]
+    OverrideEndsTooLate,
 }
 
 impl DomainError for QuotaError {
@@ -245,6 +248,7 @@ impl DomainError for QuotaError {
             Self::EmptyPlan => "QUOTA_EMPTY_PLAN",
             Self::UnknownReservation { .. } => "QUOTA_UNKNOWN_RESERVATION",
             Self::EmptyOverride => "QUOTA_EMPTY_OVERRIDE",
+            Self::OverrideEndsTooLate => "QUOTA_OVERRIDE_ENDS_TOO_LATE",
         }
     }
 }
@@ -425,6 +429,9 @@ impl Decide for Quota {
                 }
                 if tokens == 0 || i64::try_from(tokens).is_err() || expires_at <= now {
                     return Err(QuotaError::EmptyOverride);
+                }
+                if !is_writable(expires_at) {
+                    return Err(QuotaError::OverrideEndsTooLate);
                 }
                 if self.overrides.contains(&Override { tokens, expires_at }) {
                     return Ok(vec![]);

@@ -5,7 +5,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
-use crate::{BotId, Decide, DomainError, OperatorId, Reason, SubjectId, aggregate::aggregate};
+use crate::{
+    BotId, Decide, DomainError, OperatorId, Reason, SubjectId, aggregate::aggregate, clock::is_writable,
+};
 
 /// Whether a person may talk to a bot. Invariant: at most one block stands at a time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -56,12 +58,16 @@ pub enum StandingError {
     /// The end lies before now.
     #[error("the block would end before it begins")]
     EndsInThePast,
+    /// The end cannot be written everywhere.
+    #[error("a block ends by the year 9999; leave the end out to make it open-ended")]
+    EndsTooLate,
 }
 
 impl DomainError for StandingError {
     fn code(&self) -> &'static str {
         match self {
             Self::EndsInThePast => "STANDING_BLOCK_ENDS_IN_THE_PAST",
+            Self::EndsTooLate => "STANDING_BLOCK_ENDS_TOO_LATE",
         }
     }
 }
@@ -91,6 +97,9 @@ impl Decide for Standing {
             StandingCommand::Block { bot, subject, by, reason, until } => {
                 if until.is_some_and(|until| until <= now) {
                     return Err(StandingError::EndsInThePast);
+                }
+                if until.is_some_and(|until| !is_writable(until)) {
+                    return Err(StandingError::EndsTooLate);
                 }
                 if self.blocked_at(now).is_some_and(|block| block.reason == reason && block.until == until) {
                     return Ok(vec![]);

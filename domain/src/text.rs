@@ -11,6 +11,16 @@ pub enum TextError {
         /// Which value.
         what: &'static str,
     },
+    /// Shorter than allowed.
+    #[error("{what} has {actual} characters, at least {least} are needed")]
+    TooShort {
+        /// Which value.
+        what: &'static str,
+        /// Its length in code points.
+        actual: usize,
+        /// The least, in code points.
+        least: usize,
+    },
     /// Longer than allowed.
     #[error("{what} has {actual} characters, at most {limit} are allowed")]
     TooLong {
@@ -41,6 +51,12 @@ fn checked(what: &'static str, text: &str, limit: usize) -> Result<String, TextE
         return Err(TextError::TooLong { what, actual, limit });
     }
     Ok(text.to_owned())
+}
+
+/// Whether people can have meant every character: a text of several lines, without the control
+/// characters that databases and terminals do not take.
+pub(crate) fn is_prose(text: &str) -> bool {
+    text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t'))
 }
 
 macro_rules! text {

@@ -61,8 +61,8 @@ pub enum WorkspaceError {
     /// The id is taken.
     #[error("the workspace already exists")]
     AlreadyCreated,
-    /// Empty or over 100 characters.
-    #[error("a workspace name has 1 to 100 characters")]
+    /// Empty, over 100 characters, or with characters nobody can see.
+    #[error("a workspace name has 1 to 100 printable characters")]
     InvalidName,
     /// Not in the list.
     #[error("the workspace has no plan {plan}")]
@@ -97,7 +97,7 @@ impl DomainError for WorkspaceError {
 fn checked_name(name: &str) -> Result<String, WorkspaceError> {
     let name = name.trim();
     match name.chars().count() {
-        1..=100 => Ok(name.to_owned()),
+        1..=100 if !name.contains(char::is_control) => Ok(name.to_owned()),
         _ => Err(WorkspaceError::InvalidName),
     }
 }

@@ -359,11 +359,11 @@ async fn the_same_key_twice_is_the_same_answer_and_no_second_event(pool: PgPool)
         assert_eq!(second, first, "{mutation}");
         assert_eq!(platform.head().await, head, "{mutation} did it twice");
     }
-    let long = json!({"i": {"botId": bot, "conditions": {"idempotencyKey": "x".repeat(201)}}});
-    assert_eq!(
-        platform.refusal(Some(&tenant.token), &document("botStart", "bot { id }"), long).await,
-        "BAD_INPUT"
-    );
+    for key in ["x".repeat(201), String::new(), "a\0b".to_owned(), "a\nb".to_owned()] {
+        let input = json!({"i": {"botId": bot, "conditions": {"idempotencyKey": key}}});
+        let refusal = platform.refusal(Some(&tenant.token), &document("botStart", "bot { id }"), input).await;
+        assert_eq!(refusal, "BAD_INPUT", "{key:?}");
+    }
 }
 
 #[sqlx::test(migrations = "../migrations")]

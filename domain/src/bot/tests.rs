@@ -134,6 +134,18 @@ fn settings_out_of_range_name_the_field() {
         .then_expect_error(BotError::InvalidSettings { field: "max_answer_tokens" });
 }
 
+#[test]
+fn texts_that_no_database_takes_are_refused() {
+    for (text, fits) in
+        [("Hello,\n\tyou!\r\n", true), ("Hello\0", false), ("\u{1b}[2J", false), ("a\u{85}b", false)]
+    {
+        let welcome = BotSettings { welcome: Some(text.to_owned()), ..BotSettings::default() };
+        let prompt = BotSettings { system_prompt: Some(text.to_owned()), ..BotSettings::default() };
+        assert_eq!(welcome.check().is_ok(), fits, "{text:?}");
+        assert_eq!(prompt.check().is_ok(), fits, "{text:?}");
+    }
+}
+
 fn any_command() -> impl Strategy<Value = BotCommand> {
     prop_oneof![
         Just(register()),

@@ -54,6 +54,8 @@ fn only_the_owner_manages_operators() {
 
 #[test]
 fn logins_are_lower_case_and_plain() {
+    let short = Login::parse("al").expect_err("too short").to_string();
+    assert_eq!(short, "the login has 2 characters, at least 3 are needed");
     assert_eq!(Login::parse(" Ada.L ").expect("valid").as_str(), "ada.l");
     for bad in ["ab", "a b c", "администратор", &"x".repeat(65)] {
         assert!(Login::parse(bad).is_err(), "{bad}");

@@ -129,6 +129,15 @@ fn an_override_counts_until_it_expires() {
 }
 
 #[test]
+fn an_override_ends_within_the_calendar_everybody_can_write() {
+    let mut quota = Quota::default();
+    quota.record(assigned(100, Period::Day));
+    let expires_at = "+12000-01-01T00:00:00Z".parse().expect("a moment");
+    let grant = QuotaCommand::GrantOverride { tokens: 1, expires_at, reason: reason("gift"), by: id(2) };
+    assert_eq!(quota.decide(grant, noon()), Err(QuotaError::OverrideEndsTooLate));
+}
+
+#[test]
 fn windows_are_whole_calendar_units() {
     let at = Utc.with_ymd_and_hms(2024, 2, 29, 23, 59, 59).single().expect("a leap day");
     let day = |y, m, d| Utc.with_ymd_and_hms(y, m, d, 0, 0, 0).single().expect("real");

@@ -52,3 +52,17 @@ fn lifting_a_block_that_ran_out_records_nothing() {
         .when(unblock())
         .then_expect_events(vec![]);
 }
+
+#[test]
+fn a_block_ends_within_the_calendar_everybody_can_write() {
+    let year = |text: &str| text.parse::<DateTime<Utc>>().expect("a moment");
+    let last = year("9999-12-31T23:59:59Z");
+    Standings::with(clock_at(noon()))
+        .given_no_previous_events()
+        .when(block(Some(last)))
+        .then_expect_events(vec![blocked(Some(last))]);
+    Standings::with(clock_at(noon()))
+        .given_no_previous_events()
+        .when(block(Some(year("+12000-01-01T00:00:00Z"))))
+        .then_expect_error(StandingError::EndsTooLate);
+}

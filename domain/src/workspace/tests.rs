@@ -64,3 +64,14 @@ fn defining_the_same_terms_again_records_nothing() {
         .when(WorkspaceCommand::DefinePlan { plan: plan("free"), terms: terms(100) })
         .then_expect_events(vec![]);
 }
+
+#[test]
+fn a_name_holds_only_what_can_be_seen() {
+    for name in ["", " ", "Shop\0", "Two\nlines", &"x".repeat(101)] {
+        let rename = WorkspaceCommand::Rename { name: name.to_owned() };
+        Workspaces::with(clock_at(noon()))
+            .given(created())
+            .when(rename)
+            .then_expect_error(WorkspaceError::InvalidName);
+    }
+}
