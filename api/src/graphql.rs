@@ -20,6 +20,7 @@ mod workspace;
 
 use std::{
     collections::HashSet,
+    net::IpAddr,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -110,7 +111,14 @@ pub(crate) struct RequestContext {
     /// Who asks.
     pub(crate) identity: Option<Identity>,
     /// From where.
-    pub(crate) ip: Option<String>,
+    pub(crate) ip: Option<IpAddr>,
+}
+
+impl RequestContext {
+    /// From where, as the audit table keeps it.
+    pub(crate) fn address(&self) -> Option<String> {
+        self.ip.map(|ip| ip.to_string())
+    }
 }
 
 /// Everything a resolver works with.
@@ -141,8 +149,9 @@ impl<'a> Scope<'a> {
     pub(crate) fn caller(&self, conditions: Option<Conditions>) -> ApiResult<Caller> {
         let identity = self.identity()?;
         let conditions = conditions.unwrap_or_default();
-        if conditions.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > 200) {
-            return Err(ApiError::bad_input("an idempotencyKey has 1 to 200 bytes"));
+        let unfit = |key: &String| key.is_empty() || key.len() > 200 || key.contains(char::is_control);
+        if conditions.idempotency_key.as_ref().is_some_and(unfit) {
+            return Err(ApiError::bad_input("an idempotencyKey has 1 to 200 bytes, no control characters"));
         }
         Ok(Caller {
             idempotency_key: conditions.idempotency_key,
