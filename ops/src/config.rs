@@ -13,6 +13,7 @@ mod check;
 mod load;
 mod secret;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,9 @@ pub struct Http {
     pub admin_listen: String,
     /// Where people reach `listen` from outside, for links; made from `listen` when empty.
     pub public_url: String,
+    /// Addresses of proxies in front of `listen`, separated by commas: what one of them says in
+    /// `X-Forwarded-For` is who asks. Empty when people connect directly.
+    pub trusted_proxies: String,
     /// Largest accepted request body, in bytes.
     pub max_body_bytes: usize,
     /// Longest time a request may take, in seconds.
@@ -269,6 +273,7 @@ impl Default for Http {
             listen: "127.0.0.1:8087".to_owned(),
             admin_listen: "127.0.0.1:8088".to_owned(),
             public_url: String::new(),
+            trusted_proxies: String::new(),
             max_body_bytes: 64 * 1024,
             request_timeout_s: 30,
             max_in_flight: 512,
@@ -361,6 +366,15 @@ impl Config {
     /// The owner's connection: `database.migrate_url`, or `database.url` where that is empty.
     pub fn migrate_url(&self) -> &Secret {
         if self.database.migrate_url.is_empty() { &self.database.url } else { &self.database.migrate_url }
+    }
+
+    /// `http.trusted_proxies`, read.
+    ///
+    /// # Errors
+    /// The part that is no address.
+    pub fn trusted_proxies(&self) -> Result<Vec<IpAddr>, String> {
+        let parts = self.http.trusted_proxies.split(',').map(str::trim).filter(|part| !part.is_empty());
+        parts.map(|part| part.parse().map_err(|_| part.to_owned())).collect()
     }
 
     /// Where people reach the API: `http.public_url`, or made from `http.listen`. Without a slash at

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Bytes;
@@ -151,11 +151,12 @@ impl Running {
         let runners = Runners::start(&platform.read, &tail, all(), RunnerConfig::default(), &stop_reading);
         let api = ApiConfig {
             access_ttl: Duration::from_secs(config.auth.access_ttl_s),
-            jwt_key: config.auth.jwt_key.key().map_err(|reason| anyhow::anyhow!("auth.jwt_key {reason}"))?,
+            jwt_key: config.auth.jwt_key.key().map_err(|reason| anyhow!("auth.jwt_key {reason}"))?,
             public_url: config.public_url(),
             max_body_bytes: config.http.max_body_bytes,
             request_timeout: Duration::from_secs(config.http.request_timeout_s),
             max_in_flight: config.http.max_in_flight,
+            trusted_proxies: config.trusted_proxies().map_err(|part| anyhow!("{part} is no IP address"))?,
             simulated: simulated(config).await,
         };
         let context = ApiContext { app: platform.app.clone(), read: platform.read.clone(), tail };

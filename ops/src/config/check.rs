@@ -19,6 +19,9 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
         f.add("http.admin_listen", "is the same as http.listen, but must not be public");
     }
     f.optional_url("http.public_url", &config.http.public_url, &["http", "https"]);
+    if let Err(part) = config.trusted_proxies() {
+        f.add("http.trusted_proxies", &format!("holds {part}, which is no IP address"));
+    }
     f.range("http.max_body_bytes", config.http.max_body_bytes as u64, 1_024, 16 * 1024 * 1024);
     f.range("http.request_timeout_s", config.http.request_timeout_s, 1, 600);
     f.range("http.max_in_flight", config.http.max_in_flight as u64, 1, 100_000);
@@ -168,6 +171,7 @@ mod tests {
     fn each_senseless_value_is_named_once() {
         let mut config = Config::default();
         config.http.listen = "nowhere".to_owned();
+        config.http.trusted_proxies = "127.0.0.1, proxy".to_owned();
         config.telegram.api_url = "ftp://x".to_owned();
         config.telegram.poll_timeout_s = 51;
         config.limits.user.burst = 0;
@@ -184,6 +188,7 @@ mod tests {
             keys,
             [
                 "http.listen",
+                "http.trusted_proxies",
                 "telegram.api_url",
                 "telegram.poll_timeout_s",
                 "limits.user.burst",
