@@ -205,11 +205,3 @@ pub enum AppendError {
     #[error("the ledger's writer has stopped")]
     Closed,
 }
-
-impl AppendError {
-    /// Whether loading, deciding and appending again can help.
-    #[must_use]
-    pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Conflict { .. })
-    }
-}

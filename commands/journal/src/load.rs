@@ -72,12 +72,12 @@ impl Journal {
         let cached = self.cache().get(&key).and_then(|entry| entry.downcast::<Known<A>>().ok());
         let mut known = cached.as_deref().cloned().unwrap_or_else(|| Known::nothing(id));
         let version = known.loaded.version;
-        let mut rows = self.events::<A>(id, version, None).await?.into_iter().peekable();
+        let mut rows = self.events::<A>(id, version).await?.into_iter().peekable();
         if version > 0 {
             let stands = rows.next_if(|row| row.sequence == version && row.leaf_hash == known.leaf).is_some();
             if !stands {
                 known = Known::nothing(id);
-                rows = self.events::<A>(id, 0, None).await?.into_iter().peekable();
+                rows = self.events::<A>(id, 0).await?.into_iter().peekable();
             }
         }
         let before = known.loaded.version;
@@ -88,37 +88,17 @@ impl Journal {
         Ok(known.loaded)
     }
 
-    /// An aggregate as it was right after a position.
-    ///
-    /// # Errors
-    /// When the database fails or an event does not decode.
-    pub async fn load_at<A: Decide + Clone + 'static>(
-        &self,
-        id: &str,
-        upto: Position,
-    ) -> Result<Loaded<A>, JournalError> {
-        let mut known = Known::nothing(id);
-        known.fold(self.events::<A>(id, 0, Some(upto)).await?)?;
-        Ok(known.loaded)
-    }
-
     /// The events of a stream from a sequence on, it included.
-    async fn events<A: Decide>(
-        &self,
-        id: &str,
-        from: i64,
-        upto: Option<Position>,
-    ) -> Result<Vec<EventRow>, JournalError> {
+    async fn events<A: Decide>(&self, id: &str, from: i64) -> Result<Vec<EventRow>, JournalError> {
         Ok(sqlx::query_as!(
             EventRow,
             r#"SELECT sequence, position, event_type, event_version, payload::text AS "payload!", leaf_hash
                FROM events
-               WHERE aggregate_type = $1 AND aggregate_id = $2 AND sequence >= $3 AND position <= $4
+               WHERE aggregate_type = $1 AND aggregate_id = $2 AND sequence >= $3
                ORDER BY sequence"#,
             A::TYPE,
             id,
             from,
-            upto.map_or(i64::MAX, |position| position.0),
         )
         .fetch_all(self.pool())
         .await?)

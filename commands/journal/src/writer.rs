@@ -71,7 +71,9 @@ pub(crate) fn nothing() -> AppendSet {
 
 /// A batch whose transaction is committed and perhaps not yet flushed.
 struct Written {
-    requests: Vec<(Request, Result<Receipt, AppendError>)>,
+    /// Before its transaction: what came to be later cannot have seen all of it.
+    begun: Instant,
+    requests: Outcomes,
 }
 
 pub(crate) async fn run(
@@ -79,10 +81,15 @@ pub(crate) async fn run(
     config: JournalConfig,
     mut queue: mpsc::Receiver<Request>,
 ) {
+    let Some(first) = queue.recv().await else { return };
+    let mut waiting = VecDeque::from([first]);
+    let mut marks = Link::new(std::sync::Arc::clone(&options), "on");
+    // Open before anything is written, so that its marks prove something. If it cannot be now, what
+    // is written until it can is verified.
+    let _ = bounded(config.timeout, marks.get()).await;
     let (to_flush, finished) = mpsc::channel(64);
-    let flusher = tokio::spawn(flush(std::sync::Arc::clone(&options), config, finished));
+    let flusher = tokio::spawn(flush(marks, config.timeout, finished));
     let mut link = Link::new(options, "off");
-    let mut waiting: VecDeque<Request> = VecDeque::new();
     let mut open = true;
     while open || !waiting.is_empty() {
         if waiting.is_empty() {
@@ -104,12 +111,13 @@ pub(crate) async fn run(
         }
         let batch = take_batch(&mut waiting, config.max_batch_events);
         let (empty, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|request| request.set.is_empty());
-        let mut written = match batch.is_empty() {
-            true => Written { requests: Vec::with_capacity(empty.len()) },
+        let begun = Instant::now();
+        let mut requests = match batch.is_empty() {
+            true => Vec::with_capacity(empty.len()),
             false => write(&mut link, batch, config.timeout).await,
         };
-        written.requests.extend(empty.into_iter().map(|request| (request, Ok(Receipt::empty()))));
-        if to_flush.send(written).await.is_err() {
+        requests.extend(empty.into_iter().map(|request| (request, Ok(Receipt::empty()))));
+        if to_flush.send(Written { begun, requests }).await.is_err() {
             break;
         }
     }
@@ -148,16 +156,21 @@ fn take_batch(waiting: &mut VecDeque<Request>, max_events: usize) -> Vec<Request
     batch
 }
 
+/// Requests with what became of them.
+type Outcomes = Vec<(Request, Result<Receipt, AppendError>)>;
+
 /// A connection of the writer's own, opened when needed.
 struct Link {
     options: std::sync::Arc<PgConnectOptions>,
     synchronous_commit: &'static str,
     connection: Option<PgConnection>,
+    /// When the present connection was there, or the last one.
+    opened: Instant,
 }
 
 impl Link {
     fn new(options: std::sync::Arc<PgConnectOptions>, synchronous_commit: &'static str) -> Self {
-        Self { options, synchronous_commit, connection: None }
+        Self { options, synchronous_commit, connection: None, opened: Instant::now() }
     }
 
     async fn get(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
@@ -168,6 +181,7 @@ impl Link {
                 ("plan_cache_mode", "force_generic_plan"),
             ]);
             self.connection = Some(PgConnection::connect_with(&options).await?);
+            self.opened = Instant::now();
         }
         Ok(self.connection.as_mut().expect("opened above"))
     }
@@ -177,7 +191,7 @@ impl Link {
     }
 }
 
-async fn write(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Written {
+async fn write(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Outcomes {
     let mut attempt = 0;
     loop {
         let sets: Vec<&AppendSet> = batch.iter().map(|request| &request.set).collect();
@@ -187,7 +201,7 @@ async fn write(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Written
                     outcomes.iter().filter_map(|o| o.as_ref().ok()).map(|r| r.event_positions.len()).sum();
                 metrics::histogram!("botledger_journal_batch_events").record(events as f64);
                 metrics::counter!("botledger_journal_appended_total").increment(events as u64);
-                return Written { requests: batch.into_iter().zip(outcomes).collect() };
+                return batch.into_iter().zip(outcomes).collect();
             }
             Err(error) => error,
         };
@@ -213,25 +227,24 @@ async fn write(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Written
                         AppendError::Invalid { source }
                     }
                 };
-                return Written { requests: batch.into_iter().map(|r| (r, Err(refusal()))).collect() };
+                return batch.into_iter().map(|r| (r, Err(refusal()))).collect();
             }
         }
     }
 }
 
-async fn one_by_one(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Written {
+async fn one_by_one(link: &mut Link, batch: Vec<Request>, limit: Duration) -> Outcomes {
     let mut requests = Vec::with_capacity(batch.len());
     for request in batch {
         // A batch of one never comes back here.
-        let mut written = Box::pin(write(link, vec![request], limit)).await;
-        requests.append(&mut written.requests);
+        requests.append(&mut Box::pin(write(link, vec![request], limit)).await);
     }
-    Written { requests }
+    requests
 }
 
 /// The connection broke after the batch was sent: nobody knows whether it was committed. Looks each
 /// set up by its first event and writes again what is not there.
-async fn after_loss(link: &mut Link, batch: Vec<Request>, error: sqlx::Error, limit: Duration) -> Written {
+async fn after_loss(link: &mut Link, batch: Vec<Request>, error: sqlx::Error, limit: Duration) -> Outcomes {
     let found = {
         let sets: Vec<&AppendSet> = batch.iter().map(|request| &request.set).collect();
         bounded(limit, find_written(link, &sets)).await
@@ -240,12 +253,10 @@ async fn after_loss(link: &mut Link, batch: Vec<Request>, error: sqlx::Error, li
         Ok(found) => found,
         Err(_) => {
             link.drop_connection();
-            return Written {
-                requests: batch
-                    .into_iter()
-                    .map(|request| (request, Err(AppendError::Unavailable { source: again(&error) })))
-                    .collect(),
-            };
+            return batch
+                .into_iter()
+                .map(|request| (request, Err(AppendError::Unavailable { source: again(&error) })))
+                .collect();
         }
     };
     let mut requests = Vec::with_capacity(batch.len());
@@ -277,7 +288,7 @@ async fn after_loss(link: &mut Link, batch: Vec<Request>, error: sqlx::Error, li
             }
         }
     }
-    Written { requests }
+    requests
 }
 
 /// A statement whose connection was given up may still wait in the server for the ledger's lock, and
@@ -333,45 +344,50 @@ async fn find_written(link: &mut Link, sets: &[&AppendSet]) -> Result<Vec<Option
 }
 
 /// Makes finished batches durable with one flush for all that wait, then answers their callers.
-async fn flush(
-    options: std::sync::Arc<PgConnectOptions>,
-    config: JournalConfig,
-    mut finished: mpsc::Receiver<Written>,
-) {
-    let mut link = Link::new(options, "on");
+async fn flush(mut link: Link, limit: Duration, mut finished: mpsc::Receiver<Written>) {
     while let Some(first) = finished.recv().await {
         let mut batches = vec![first];
         while let Ok(next) = finished.try_recv() {
             batches.push(next);
         }
         // Refusals wait too: what a set was refused for may be a commit that is not durable yet.
-        if let Err(error) = bounded(config.timeout, durable_mark(&mut link)).await {
+        let marked = bounded(limit, durable_mark(&mut link)).await;
+        if let Err(error) = &marked {
             link.drop_connection();
             tracing::warn!(error = %error, "the durable mark failed; verifying what stands");
-            for batch in batches {
-                verify(&mut link, batch, &error, config.timeout).await;
-            }
-            continue;
         }
         for batch in batches {
-            for (request, result) in batch.requests {
-                request.answer(result);
+            match &marked {
+                Ok(opened) if *opened <= batch.begun => {
+                    for (request, result) in batch.requests {
+                        request.answer(result);
+                    }
+                }
+                // The server may have crashed between this batch and the connection that marked it.
+                Ok(_) => verify(&mut link, batch, &between(), limit).await,
+                Err(error) => verify(&mut link, batch, error, limit).await,
             }
         }
     }
 }
 
-/// A commit that waits for the disk, and with it everything committed before. It changes nothing.
-async fn durable_mark(link: &mut Link) -> Result<(), sqlx::Error> {
+/// A commit that waits for the disk, and with it everything committed before by the same run of the
+/// server: by whatever came after the connection was opened. It changes nothing. Says when that was.
+async fn durable_mark(link: &mut Link) -> Result<Instant, sqlx::Error> {
     let connection = link.get().await?;
     sqlx::query!("SELECT pg_logical_emit_message(true, 'botledger', '')::text AS mark")
         .fetch_one(connection)
         .await?;
-    Ok(())
+    Ok(link.opened)
+}
+
+fn between() -> sqlx::Error {
+    sqlx::Error::Protocol("the connection was lost before the batch was durable".to_owned())
 }
 
 /// After a broken flush: the server may have lost unflushed commits, and with them what a refusal or
-/// an "already so" rested on. Answers "appended" only for what still stands behind a new durable mark.
+/// an "already so" rested on. Answers "appended" only for what still stands behind a new durable mark,
+/// and takes back what it was told of others' commits.
 async fn verify(link: &mut Link, batch: Written, error: &sqlx::Error, limit: Duration) {
     for (request, result) in batch.requests {
         let result = match result {
@@ -384,13 +400,17 @@ async fn verify(link: &mut Link, batch: Written, error: &sqlx::Error, limit: Dur
                 .await;
                 match stands {
                     Ok(true) => Ok(receipt),
-                    _ => {
+                    Ok(false) => Err(AppendError::Unavailable { source: again(error) }),
+                    Err(_) => {
                         link.drop_connection();
                         Err(AppendError::Unavailable { source: again(error) })
                     }
                 }
             }
-            refused => refused,
+            Err(AppendError::Conflict { .. } | AppendError::Fenced { .. }) => {
+                Err(AppendError::Unavailable { source: again(error) })
+            }
+            unwritten => unwritten,
         };
         request.answer(result);
     }

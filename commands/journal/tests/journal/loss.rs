@@ -171,3 +171,82 @@ async fn a_state_in_memory_does_not_outlive_its_events(pool: PgPool) {
     assert_eq!((ours.version, ours.state), (theirs.version, theirs.state));
     assert_whole(&pool).await;
 }
+
+/// From here on no mark gets through while somebody holds the gate: a function of the same name, ahead
+/// of the server's own on the path of every connection opened from now on.
+async fn gate_the_marks(pool: &PgPool) {
+    for statement in [
+        "CREATE FUNCTION pg_logical_emit_message(boolean, text, text) RETURNS pg_lsn LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_advisory_xact_lock_shared(1);
+            RETURN pg_catalog.pg_logical_emit_message($1, $2, $3);
+         END $$",
+        "DO $$ BEGIN
+            EXECUTE format('ALTER DATABASE %I SET search_path = public, pg_catalog', current_database());
+         END $$",
+    ] {
+        sqlx::query(statement).execute(pool).await.unwrap();
+    }
+}
+
+/// A crash of the server while the marks wait at the gate, and its return.
+async fn crash(pool: &PgPool, gate: sqlx::Transaction<'_, sqlx::Postgres>, above: i64) {
+    assert!(kill_the_writers_connections(pool).await > 1);
+    take_back(pool, above).await;
+    gate.commit().await.unwrap();
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn what_a_crash_takes_back_is_not_acknowledged_by_a_mark_of_the_next_run(pool: PgPool) {
+    gate_the_marks(&pool).await;
+    let journal = journal(&pool);
+    journal.append(set_on(stream(), 0, 1)).await.unwrap();
+    let mut gate = pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(1)").execute(&mut *gate).await.unwrap();
+    let appending = |set: AppendSet| {
+        let journal = journal.clone();
+        tokio::spawn(async move { journal.append(set).await })
+    };
+    let (first, second, third) = (stream(), stream(), stream());
+    let marked = appending(set_on(first, 0, 1));
+    until("the first waits for its mark", async || waiting_for_the_lock(&pool).await == 1).await;
+    let waits = appending(set_on(second, 0, 1));
+    until("the second waits behind it", async || length(&pool, second).await == 1).await;
+    let later = {
+        let (journal, sets) = (journal.clone(), vec![set_on(second, 0, 1), set_on(third, 0, 1)]);
+        tokio::spawn(async move { journal.append_all(sets).await })
+    };
+    until("and so does what comes after a refusal", async || length(&pool, third).await == 1).await;
+
+    crash(&pool, gate, 1).await;
+    let mut answers = vec![marked.await.unwrap(), waits.await.unwrap()];
+    answers.append(&mut later.await.unwrap());
+    for answer in answers {
+        assert!(matches!(answer, Err(AppendError::Unavailable { .. })), "{answer:?}");
+    }
+    assert_eq!(journal.append(set_on(second, 0, 1)).await.unwrap().position, Position(2));
+    let conflict = journal.append(set_on(second, 0, 1)).await;
+    assert!(matches!(conflict, Err(AppendError::Conflict { .. })), "refusals are told again: {conflict:?}");
+    assert_whole(&pool).await;
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_refusal_that_rests_on_what_a_crash_takes_back_is_not_told(pool: PgPool) {
+    gate_the_marks(&pool).await;
+    let (writes, is_refused) = (journal(&pool), journal(&pool));
+    for journal in [&writes, &is_refused] {
+        journal.append(set_on(stream(), 0, 1)).await.unwrap();
+    }
+    let mut gate = pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(1)").execute(&mut *gate).await.unwrap();
+    let target = stream();
+    let mut answers = Vec::new();
+    for (journal, waiting) in [(writes, 1), (is_refused, 2)] {
+        answers.push(tokio::spawn(async move { journal.append(set_on(target, 0, 1)).await }));
+        until("it waits for its mark", async || waiting_for_the_lock(&pool).await == waiting).await;
+    }
+    crash(&pool, gate, 2).await;
+    for answer in answers {
+        let answer = answer.await.unwrap();
+        assert!(matches!(answer, Err(AppendError::Unavailable { .. })), "{answer:?}");
+    }
+}

@@ -93,7 +93,7 @@ async fn a_reader_past_a_position_never_finds_anything_new_below_it(pool: PgPool
                         }
                         match journal.append(set).await {
                             Ok(_) => break,
-                            Err(error) => assert!(error.is_conflict(), "{error:?}"),
+                            Err(error) => assert!(matches!(error, AppendError::Conflict { .. }), "{error:?}"),
                         }
                     }
                 }
