@@ -163,16 +163,24 @@ impl<'a> Scope<'a> {
     /// Waits until a read model shows a position.
     pub(crate) async fn at_least(&self, read_model: &str, position: Option<At>) -> ApiResult<()> {
         let Some(At(position)) = position else { return Ok(()) };
-        let patience = self.services.config.request_timeout.min(OWN_WRITES);
+        // The answer has to be made in time as well.
+        let patience = OWN_WRITES.min(self.services.config.request_timeout / 2);
         match wait_for(&self.services.read, read_model, position, patience).await? {
             true => Ok(()),
             false => Err(ApiError::away()),
         }
     }
 
-    /// The same for the caller's own write.
-    pub(crate) async fn after(&self, read_model: &str, position: Position) -> ApiResult<()> {
-        self.at_least(read_model, Some(At(position))).await
+    /// A thing as the caller's own write left it. Nothing when the read model is late or away: what
+    /// was carried out is answered as carried out, and its position tells where.
+    pub(crate) async fn written<T>(
+        &self,
+        read_model: &str,
+        position: Position,
+        find: impl Future<Output = ApiResult<Option<T>>>,
+    ) -> Option<T> {
+        self.at_least(read_model, Some(At(position))).await.ok()?;
+        find.await.ok().flatten()
     }
 
     /// The position a moment stands for.
@@ -225,7 +233,8 @@ impl Guard for Acts {
     }
 }
 
-/// A mutation's answer: the thing as it is now, where the change stands in the ledger, or why not.
+/// A mutation's answer: the thing as it is now (null when its read model is late), where the change
+/// stands in the ledger, or why not.
 macro_rules! payload {
     ($(#[$doc:meta])* $name:ident { $(#[$fdoc:meta])* $field:ident: $type:ty }) => {
         $(#[$doc])*
@@ -235,7 +244,7 @@ macro_rules! payload {
             $field: Option<$type>,
             /// Of the last event; 0 when it was so already. Give it to queries as `minPosition`.
             position: Option<$crate::graphql::scalars::At>,
-            /// Why nothing was done; empty when it was.
+            /// Why it was not done, or not all of it; empty when it was.
             user_errors: Vec<$crate::graphql::error::UserError>,
         }
 

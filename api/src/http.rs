@@ -10,7 +10,11 @@ mod execute;
 mod sse;
 mod ws;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_graphql::parser::types::OperationType;
 use axum::{
@@ -30,6 +34,7 @@ use crate::{
     auth::{self, AuthFailure, Identity},
     graphql::{self, ApiSchema, error::ApiError},
     serve::Server,
+    shares::{Share, Shares, Who},
 };
 use execute::{Asked, Outcome};
 
@@ -37,6 +42,12 @@ use execute::{Asked, Outcome};
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// Sockets and streams of a process.
 const MOST_LASTING: usize = 2_000;
+/// Of them an operator's, and those of a network that nobody introduced.
+const LASTING_SHARE: usize = 64;
+/// Bodies that are on their way from a network: who sends slowly holds up nobody else.
+const BODIES_SHARE: usize = 64;
+/// Running subscriptions of an operator; each looks at the whole ledger.
+const SUBSCRIPTIONS_SHARE: usize = 100;
 const RESPONSE_JSON: &str = "application/graphql-response+json";
 const JSON: &str = "application/json";
 /// The page sends its one form to this server and loads nothing from anywhere.
@@ -49,13 +60,24 @@ pub(crate) struct Inner {
     pub(crate) services: Arc<Services>,
     in_flight: Arc<Semaphore>,
     lasting: Arc<Semaphore>,
+    lasting_shares: Arc<Shares>,
+    bodies: Arc<Shares>,
+    subscriptions: Arc<Shares>,
 }
 
 impl Inner {
     pub(crate) fn new(services: Arc<Services>) -> Self {
         let in_flight = Arc::new(Semaphore::new(services.config.max_in_flight));
         let lasting = Arc::new(Semaphore::new(MOST_LASTING));
-        Self { schema: graphql::schema(Arc::clone(&services)), services, in_flight, lasting }
+        Self {
+            schema: graphql::schema(Arc::clone(&services)),
+            services,
+            in_flight,
+            lasting,
+            lasting_shares: Shares::new(LASTING_SHARE),
+            bodies: Shares::new(BODIES_SHARE),
+            subscriptions: Shares::new(SUBSCRIPTIONS_SHARE),
+        }
     }
 }
 
@@ -162,24 +184,49 @@ fn busy() -> Response {
 }
 
 /// Room for a request.
-fn admit(inner: &Inner) -> Result<OwnedSemaphorePermit, Response> {
-    room(&inner.in_flight, "in_flight")
+fn admit(inner: &Inner) -> Option<OwnedSemaphorePermit> {
+    counted(Arc::clone(&inner.in_flight).try_acquire_owned().ok(), "in_flight")
 }
 
 /// Room for a socket or a stream, which may stay for hours: they take no request's place.
-fn stay(inner: &Inner) -> Result<OwnedSemaphorePermit, Response> {
-    room(&inner.lasting, "lasting")
+fn stay(inner: &Inner, who: Who) -> Option<Lasting> {
+    let share = share(&inner.lasting_shares, who, "lasting_share")?;
+    let room = counted(Arc::clone(&inner.lasting).try_acquire_owned().ok(), "lasting")?;
+    Some(Lasting { _room: room, share })
 }
 
-fn room(places: &Arc<Semaphore>, reason: &'static str) -> Result<OwnedSemaphorePermit, Response> {
-    Arc::clone(places).try_acquire_owned().map_err(|_| {
+fn share(shares: &Arc<Shares>, who: Who, reason: &'static str) -> Option<Share> {
+    counted(shares.take(who), reason)
+}
+
+fn counted<T>(room: Option<T>, reason: &'static str) -> Option<T> {
+    if room.is_none() {
         metrics::counter!("botledger_api_refused_total", "reason" => reason).increment(1);
-        busy()
-    })
+    }
+    room
 }
 
-fn ip(request: &Request) -> Option<String> {
-    request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_string())
+/// The place of a socket or a stream.
+struct Lasting {
+    _room: OwnedSemaphorePermit,
+    /// Whose it is; changes hands when a socket is introduced.
+    share: Share,
+}
+
+/// Where a request comes from. A trusted proxy is believed where it got the request from.
+fn peer(request: &Request, trusted: &[IpAddr]) -> Option<IpAddr> {
+    let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
+    let told = request.headers().get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+    let told: Vec<&str> = told.flat_map(|value| value.split(',')).map(str::trim).collect();
+    let mut from = peer.ip().to_canonical();
+    // Everybody adds whom they heard it from; what comes before the first stranger may be made up.
+    for hop in told.into_iter().rev() {
+        match hop.parse::<IpAddr>() {
+            Ok(hop) if trusted.contains(&from) => from = hop.to_canonical(),
+            _ => break,
+        }
+    }
+    Some(from)
 }
 
 /// The parameters of a POST.
@@ -207,7 +254,7 @@ fn bad(detail: &str) -> Response {
 
 async fn read(State(inner): Shared, request: Request) -> Response {
     let server = request.extensions().get::<Server>().cloned();
-    let peer = ip(&request);
+    let peer = peer(&request, &inner.services.config.trusted_proxies);
     let (mut parts, _) = request.into_parts();
     if parts.headers.contains_key(header::UPGRADE) {
         return match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
@@ -238,12 +285,13 @@ async fn read(State(inner): Shared, request: Request) -> Response {
         operation_name: parameters.operation_name,
         variables: Some(variables),
     };
-    answer(inner, &parts.headers, peer, server, parameters, takes, &Method::GET).await
+    let Some(permit) = admit(&inner) else { return busy() };
+    answer(inner, &parts.headers, peer, server, parameters, takes, &Method::GET, permit).await
 }
 
 async fn write(State(inner): Shared, request: Request) -> Response {
     let server = request.extensions().get::<Server>().cloned();
-    let peer = ip(&request);
+    let peer = peer(&request, &inner.services.config.trusted_proxies);
     let (parts, body) = request.into_parts();
     let Some(takes) = takes(&parts.headers) else { return not_acceptable() };
     let kind =
@@ -255,15 +303,21 @@ async fn write(State(inner): Shared, request: Request) -> Response {
             "send the request as application/json",
         );
     }
+    // Whatever takes time comes after this.
+    let Some(permit) = admit(&inner) else { return busy() };
+    let Some(coming) = share(&inner.bodies, Who::of(None, peer), "bodies_share") else { return busy() };
     let config = &inner.services.config;
     let patience = BODY_PATIENCE.min(config.request_timeout);
     let body = match body_of(body, config.max_body_bytes, patience).await {
         Ok(body) => body,
         Err(response) => return response,
     };
+    drop(coming);
     match serde_json::from_slice::<Parameters>(&body) {
         Ok(Parameters { query: None, .. }) => bad("query is missing"),
-        Ok(parameters) => answer(inner, &parts.headers, peer, server, parameters, takes, &Method::POST).await,
+        Ok(parameters) => {
+            answer(inner, &parts.headers, peer, server, parameters, takes, &Method::POST, permit).await
+        }
         Err(_) => bad("the body is no JSON object with query, operationName and variables"),
     }
 }
@@ -287,23 +341,22 @@ fn not_acceptable() -> Response {
     )
 }
 
+#[expect(clippy::too_many_arguments, reason = "what is left of a request once it is taken apart")]
 async fn answer(
     inner: Arc<Inner>,
     headers: &HeaderMap,
-    peer: Option<String>,
+    peer: Option<IpAddr>,
     server: Option<Server>,
     parameters: Parameters,
     takes: Takes,
     method: &Method,
+    permit: OwnedSemaphorePermit,
 ) -> Response {
     let identity = match identify(&inner, headers).await {
         Ok(identity) => identity,
         Err(response) => return response,
     };
-    let permit = match admit(&inner) {
-        Ok(permit) => permit,
-        Err(response) => return response,
-    };
+    let who = Who::of(identity.as_ref(), peer);
     let asked = Asked {
         query: parameters.query.unwrap_or_default(),
         operation_name: parameters.operation_name,
@@ -312,8 +365,13 @@ async fn answer(
         ip: peer,
     };
     let ready = match execute::prepare(&inner, asked) {
-        Ok(ready) if method == Method::GET && ready.kind != OperationType::Query => {
-            let error = ApiError::bad_input("only queries may be asked for by GET; use POST");
+        // What only reads may be asked for by GET.
+        Ok(ready)
+            if method == Method::GET
+                && (ready.kind == OperationType::Mutation
+                    || ready.kind == OperationType::Subscription && takes != Takes::Events) =>
+        {
+            let error = ApiError::bad_input("a GET changes nothing and streams only text/event-stream");
             let refusal = Outcome { response: execute::failed(error, ready.request_id), request_error: true };
             let mut response = told(&refusal, takes, StatusCode::METHOD_NOT_ALLOWED);
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
@@ -322,10 +380,11 @@ async fn answer(
         ready => ready,
     };
     if takes == Takes::Events {
+        // A stream is counted as one, and a single operation in it takes its own place.
         drop(permit);
-        return match stay(&inner) {
-            Ok(permit) => sse::answer(inner, ready, server, permit),
-            Err(response) => response,
+        return match stay(&inner, who) {
+            Some(lasting) => sse::answer(inner, ready, server, lasting),
+            None => busy(),
         };
     }
     let outcome = match ready {

@@ -15,8 +15,9 @@ mod graphql;
 mod http;
 mod owners;
 mod serve;
+mod shares;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use botledger_commands::{App, OneTimeSecret};
 use botledger_projections::{LogReader, ReadPool, Tail};
@@ -39,6 +40,8 @@ pub struct ApiConfig {
     pub request_timeout: Duration,
     /// Requests worked on at once; more are told to come back.
     pub max_in_flight: usize,
+    /// Proxies in front: what they say in `X-Forwarded-For` is where a request comes from.
+    pub trusted_proxies: Vec<IpAddr>,
     /// Stand-ins in use, for example `telegram` and `model`: every answer says so.
     pub simulated: Vec<String>,
 }

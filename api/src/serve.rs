@@ -1,16 +1,19 @@
 //! The accept loop: ours, because `axum::serve` has no timeout for headers and leaves Nagle on.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo};
 use hyper::{Request, body::Incoming, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 /// Headers must be complete within this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once; more wait in the system's queue. With a whole body each they take 256 MiB.
+/// Sockets and streams that left HTTP behind are counted elsewhere.
+const MOST_CONNECTIONS: usize = 4_096;
 /// Pause when the system has no socket to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -33,18 +36,29 @@ pub async fn serve(
     cancel: CancellationToken,
     drain: Duration,
 ) -> std::io::Result<()> {
-    serve_patiently(listener, router, cancel, drain, HEADER_TIMEOUT).await
+    let limits = Limits { header_timeout: HEADER_TIMEOUT, most_connections: MOST_CONNECTIONS };
+    serve_within(listener, router, cancel, drain, limits).await
 }
 
-async fn serve_patiently(
+struct Limits {
+    header_timeout: Duration,
+    most_connections: usize,
+}
+
+async fn serve_within(
     listener: TcpListener,
     router: Router,
     cancel: CancellationToken,
     drain: Duration,
-    header_timeout: Duration,
+    limits: Limits,
 ) -> std::io::Result<()> {
     let server = Server { stopping: cancel.clone(), tasks: TaskTracker::new() };
+    let places = Arc::new(Semaphore::new(limits.most_connections));
     loop {
+        let place = tokio::select! {
+            () = cancel.cancelled() => break,
+            place = Arc::clone(&places).acquire_owned() => place.expect("nobody closes it"),
+        };
         let (stream, peer) = tokio::select! {
             () = cancel.cancelled() => break,
             accepted = listener.accept() => match accepted {
@@ -63,7 +77,7 @@ async fn serve_patiently(
         let service = service(router.clone(), server.clone(), peer);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(header_timeout)
+            .header_read_timeout(limits.header_timeout)
             // Some WebSocket clients look for `Sec-WebSocket-Protocol` as it is written in the RFC.
             .title_case_headers(true)
             .serve_connection(TokioIo::new(stream), service)
@@ -81,6 +95,7 @@ async fn serve_patiently(
             if let Err(error) = ended {
                 tracing::debug!(error = %error, "a connection ended early");
             }
+            drop(place);
         });
     }
     drop(listener);
@@ -130,11 +145,37 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (cancel, brief) = (CancellationToken::new(), Duration::from_millis(50));
-        let served = tokio::spawn(serve_patiently(listener, Router::new(), cancel.clone(), brief, brief));
+        let limits = Limits { header_timeout: brief, most_connections: 1 };
+        let served = tokio::spawn(serve_within(listener, Router::new(), cancel.clone(), brief, limits));
         let mut stalled = TcpStream::connect(address).await.expect("connects");
         stalled.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n").await.expect("written");
         // Ends only when the server hangs up.
         read_all(stalled).await;
+        cancel.cancel();
+        served.await.expect("no panic").expect("served");
+    }
+
+    #[tokio::test]
+    async fn who_comes_when_all_places_are_taken_is_served_when_one_is_free() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let cancel = CancellationToken::new();
+        let limits = Limits { header_timeout: HEADER_TIMEOUT, most_connections: 1 };
+        let router = Router::new().route("/", get(async || "done"));
+        let drain = Duration::from_secs(10);
+        let served = tokio::spawn(serve_within(listener, router, cancel.clone(), drain, limits));
+        // Answered, and kept open.
+        let mut first = TcpStream::connect(address).await.expect("connects");
+        first.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("written");
+        let mut byte = [0];
+        first.read_exact(&mut byte).await.expect("answered");
+        let mut second = TcpStream::connect(address).await.expect("the system's queue takes it");
+        second.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("written");
+        let early = second.try_read(&mut byte).expect_err("nobody answers yet");
+        assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
+        drop(first);
+        let answer = read_all(second).await;
+        assert!(answer.ends_with("done"), "{answer}");
         cancel.cancel();
         served.await.expect("no panic").expect("served");
     }

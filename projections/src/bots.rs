@@ -158,6 +158,17 @@ pub async fn bots_page(
     .await
 }
 
+/// Ids of all bots of a workspace.
+///
+/// # Errors
+/// When the database fails.
+pub async fn bot_ids(pool: &PgPool, workspace: WorkspaceId) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar("SELECT bot_id FROM bots WHERE workspace = $1")
+        .bind(workspace.uuid())
+        .fetch_all(pool)
+        .await
+}
+
 /// Ids of all bots that somebody should be running, over all workspaces.
 ///
 /// # Errors

@@ -24,7 +24,7 @@ mod usage;
 use std::sync::Arc;
 
 pub use as_of::{bot_as_of, quota_as_of, standing_as_of, turn_as_of};
-pub use bots::{BotRow, BotsProjection, bot, bots_by_ids, bots_page, running_bots};
+pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
 pub use conversations::{
     ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation,
     conversations_page, sessions,

@@ -137,7 +137,8 @@ impl UsageDeltas {
     }
 }
 
-/// Sums of a workspace between two moments, oldest first, at most 10,000 rows.
+/// Sums of a workspace between two moments, oldest first, at most 10,001 rows: the last tells that there are more
+/// than anybody wants.
 ///
 /// # Errors
 /// When the database fails.
@@ -156,7 +157,7 @@ pub async fn usage(
     if let Some(bot) = bot {
         query.push(" AND bot_id = ").push_bind(bot);
     }
-    query.push(" ORDER BY bucket, bot_id, model LIMIT 10000");
+    query.push(" ORDER BY bucket, bot_id, model LIMIT 10001");
     query.build_query_as().fetch_all(pool).await
 }
 

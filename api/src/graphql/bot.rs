@@ -341,8 +341,9 @@ struct BotStopInput {
 type Executed = botledger_commands::execute::Executed<botledger_domain::bot::Bot>;
 
 async fn done(scope: &Scope<'_>, bot: BotId, executed: &Executed) -> ApiResult<BotPayload> {
-    scope.after("bots", executed.receipt.position).await?;
-    Ok(BotPayload::done(find(scope, bot).await?, executed.receipt.position))
+    let position = executed.receipt.position;
+    let thing = scope.written("bots", position, find(scope, bot)).await;
+    Ok(BotPayload::done(thing, position))
 }
 
 #[derive(Default)]
@@ -377,8 +378,14 @@ impl BotMutation {
             ..caller
         };
         let started = scope.services.app.bots.start(&caller, bot).await;
-        let executed = or_refused!(BotPayload, outcome(&scope, "bot.start", started).await?);
-        done(&scope, bot, &executed).await
+        let refused = match outcome(&scope, "bot.start", started).await {
+            Ok(Ok(started)) => return done(&scope, bot, &started).await,
+            Ok(Err(refused)) => refused,
+            Err(_) => UserError::new("BOT_NOT_STARTED", "the bot is in the fleet and not started; start it"),
+        };
+        // It was registered all the same, and registering it again would be refused.
+        let registered = done(&scope, bot, &executed).await?;
+        Ok(BotPayload { user_errors: vec![refused], ..registered })
     }
 
     /// Replaces the token after Telegram confirmed that it is the same bot's.

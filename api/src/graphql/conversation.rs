@@ -92,6 +92,12 @@ impl ChatSession {
     }
 }
 
+/// A search opens what it scans. Without one each row is opened, two texts, whatever is shown of it.
+fn exchanges_cost(first: Option<i32>, search: Option<&str>, child: usize) -> usize {
+    let scanned = if search.is_some_and(|words| !words.trim().is_empty()) { 5_000 } else { 0 };
+    scanned + super::page_cost(first, None) * (10 + child)
+}
+
 pub(crate) struct Conversation(pub(crate) ConversationRow);
 
 /// One chat (and thread) with one bot.
@@ -157,7 +163,7 @@ impl Conversation {
     /// What was said, newest first: of all sessions or one, or what holds all of the words.
     #[graphql(
         guard = "Needs(Permission::ReadPersonal)",
-        complexity = "super::page_cost(first, None) * child_complexity"
+        complexity = "exchanges_cost(first, search.as_deref(), child_complexity)"
     )]
     async fn exchanges(
         &self,
@@ -291,8 +297,9 @@ async fn done(
     conversation: ConversationId,
     executed: &Executed,
 ) -> ApiResult<ConversationPayload> {
-    scope.after("conversations", executed.receipt.position).await?;
-    Ok(ConversationPayload::done(find(scope, conversation).await?, executed.receipt.position))
+    let position = executed.receipt.position;
+    let thing = scope.written("conversations", position, find(scope, conversation)).await;
+    Ok(ConversationPayload::done(thing, position))
 }
 
 async fn known(scope: &Scope<'_>, id: &ID) -> ApiResult<Conversation> {

@@ -4,9 +4,10 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use async_graphql::{Context, InputObject, Json, Object, Subscription};
 use botledger_domain::{EventMetadata, Position, RecordedEvent, leaf::Leaf, operator::Permission};
-use botledger_projections::EventFilter;
+use botledger_projections::{EventFilter, TailError};
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, stream, stream::BoxStream};
+use tokio::time::Instant;
 
 use super::{
     Needs, RequestContext, Scope,
@@ -14,11 +15,16 @@ use super::{
     page::{List, Slice},
     scalars::At,
 };
-use crate::{Services, auth};
+use crate::{
+    Services,
+    auth::{self, AuthFailure, Identity},
+};
 
 /// How often a running subscription asks whether its operator may still see, besides when the ledger
 /// tells something about them.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The same while it could not be told.
+const LOOK_SOON: Duration = Duration::from_secs(1);
 /// Pages looked through for events of the caller's workspace, at most.
 const PAGES: usize = 20;
 
@@ -246,11 +252,72 @@ impl EventSubscription {
     }
 }
 
+type Events = BoxStream<'static, Result<Arc<RecordedEvent>, TailError>>;
+
 /// An event on its way to a subscriber, with what is needed to look at it.
 pub(super) struct Followed {
     pub(super) services: Arc<Services>,
     pub(super) request: Arc<RequestContext>,
     pub(super) event: Arc<RecordedEvent>,
+}
+
+/// Whether a subscriber may still see.
+struct Watch {
+    services: Arc<Services>,
+    identity: Identity,
+    permission: Permission,
+    /// When to look again.
+    due: Instant,
+    /// Whether the last look told something.
+    certain: bool,
+}
+
+impl Watch {
+    /// Looks at the operator as they stand now. What a role may see is fixed when a subscription
+    /// begins, for every field in it, so another role ends it.
+    async fn look(&mut self) -> ApiResult<()> {
+        let now = auth::again(&self.services, &self.identity).await;
+        self.certain = !matches!(now, Err(AuthFailure::Unavailable));
+        self.due = Instant::now() + if self.certain { LOOK_AGAIN } else { LOOK_SOON };
+        match now {
+            Ok(now) if now.role == self.identity.role => Ok(()),
+            Ok(now) if now.role.may(self.permission) => {
+                Err(ApiError::conflict("your role was changed; subscribe again"))
+            }
+            Ok(_) => {
+                Err(ApiError::forbidden(format!("this needs the permission {}", self.permission.as_ref())))
+            }
+            Err(AuthFailure::Refused) => Err(ApiError::unauthenticated()),
+            Err(AuthFailure::Unavailable) => Err(ApiError::away()),
+        }
+    }
+
+    /// The next event that they may see now; nothing is shown while that cannot be told.
+    async fn next(&mut self, events: &mut Events) -> Option<ApiResult<Arc<RecordedEvent>>> {
+        let next = loop {
+            match tokio::time::timeout_at(self.due, events.next()).await {
+                Ok(next) => break next?,
+                Err(_) => match self.look().await {
+                    // There is nothing to show yet.
+                    Err(_) if !self.certain => {}
+                    Err(error) => return Some(Err(error)),
+                    Ok(()) => {}
+                },
+            }
+        };
+        let event = match next {
+            Ok(event) => event,
+            Err(error) => return Some(Err(ApiError::unavailable(error))),
+        };
+        let about_them =
+            event.aggregate_type == "operator" && event.aggregate_id == self.identity.operator.to_string();
+        if (about_them || !self.certain || Instant::now() >= self.due)
+            && let Err(error) = self.look().await
+        {
+            return Some(Err(error));
+        }
+        Some(Ok(event))
+    }
 }
 
 /// Follows the ledger for a subscriber: own workspace only, and only while its operator may.
@@ -271,61 +338,33 @@ where
     let request = Arc::new(RequestContext {
         id: scope.request.id,
         identity: Some(identity.clone()),
-        ip: scope.request.ip.clone(),
+        ip: scope.request.ip,
     });
     let after = after.map_or_else(|| services.tail.head(), |at| at.0);
-    let events = services.tail.follow(after);
-    let looked_at = tokio::time::Instant::now();
-    let state = (Box::pin(events), looked_at, services, request, identity);
-    let followed = stream::unfold(Some(state), move |state| {
+    let events: Events = services.tail.follow(after).boxed();
+    let due = Instant::now() + LOOK_AGAIN;
+    let watch = Watch { services, identity, permission, due, certain: true };
+    let followed = stream::unfold(Some((events, watch, request)), move |state| {
         let (look, filter) = (look.clone(), filter.clone());
         async move {
-            let (mut events, mut looked_at, services, request, identity) = state?;
+            let (mut events, mut watch, request) = state?;
             loop {
-                let until = looked_at + LOOK_AGAIN;
-                let next = match tokio::time::timeout_at(until, events.next()).await {
-                    Ok(next) => next?,
-                    Err(_) => {
-                        looked_at = tokio::time::Instant::now();
-                        match auth::again(&services, &identity).await {
-                            Ok(now) if now.role.may(permission) => continue,
-                            // Whether they may cannot be told now: nothing is shown meanwhile.
-                            Err(auth::AuthFailure::Unavailable) => continue,
-                            _ => return Some((Err(ApiError::unauthenticated().into()), None)),
-                        }
-                    }
-                };
-                let event = match next {
+                let event = match watch.next(&mut events).await? {
                     Ok(event) => event,
-                    Err(error) => return Some((Err(ApiError::unavailable(error).into()), None)),
+                    Err(error) => return Some((Err(error.into()), None)),
                 };
-                let about_them =
-                    event.aggregate_type == "operator" && event.aggregate_id == identity.operator.to_string();
-                if about_them || tokio::time::Instant::now() >= until {
-                    looked_at = tokio::time::Instant::now();
-                    match auth::again(&services, &identity).await {
-                        Ok(now) if now.role.may(permission) => {}
-                        Err(auth::AuthFailure::Unavailable) => {
-                            return Some((Err(ApiError::away().into()), None));
-                        }
-                        _ => return Some((Err(ApiError::unauthenticated().into()), None)),
-                    }
-                }
                 if !filter.matches(&event) {
                     continue;
                 }
+                let services = Arc::clone(&watch.services);
                 match is_own(&services, &request, &event).await {
                     Ok(true) => {}
                     Ok(false) => continue,
                     Err(error) => return Some((Err(error.into()), None)),
                 }
-                let followed =
-                    Followed { services: Arc::clone(&services), request: Arc::clone(&request), event };
-                match look(followed).await {
-                    Ok(Some(item)) => {
-                        let state = (events, looked_at, services, request, identity);
-                        return Some((Ok(item), Some(state)));
-                    }
+                let request_of_it = Arc::clone(&request);
+                match look(Followed { services, request: request_of_it, event }).await {
+                    Ok(Some(item)) => return Some((Ok(item), Some((events, watch, request)))),
                     Ok(None) => {}
                     Err(error) => return Some((Err(error.into()), None)),
                 }

@@ -152,7 +152,7 @@ payload! {
 /// Answer of an invitation.
 #[derive(SimpleObject)]
 pub(crate) struct OperatorInvitePayload {
-    /// The new account.
+    /// The new account; null when its read model is late.
     operator: Option<Operator>,
     /// Link for its owner: shown once, good once, for 24 hours.
     link: Option<String>,
@@ -197,8 +197,9 @@ struct OperatorDisableInput {
 type Executed = botledger_commands::execute::Executed<botledger_domain::operator::Operator>;
 
 async fn done(scope: &Scope<'_>, operator: OperatorId, executed: &Executed) -> ApiResult<OperatorPayload> {
-    scope.after("directory", executed.receipt.position).await?;
-    Ok(OperatorPayload::done(find(scope, operator).await?, executed.receipt.position))
+    let position = executed.receipt.position;
+    let thing = scope.written("directory", position, find(scope, operator)).await;
+    Ok(OperatorPayload::done(thing, position))
 }
 
 #[derive(Default)]
@@ -221,11 +222,11 @@ impl OperatorMutation {
         let invited = scope.services.app.operators.invite(&caller, workspace, login, input.role.into()).await;
         let (operator, executed, secret) =
             or_refused!(OperatorInvitePayload, outcome(&scope, "operator.invite", invited).await?);
-        scope.after("directory", executed.receipt.position).await?;
+        let position = executed.receipt.position;
         Ok(OperatorInvitePayload {
-            operator: find(&scope, operator).await?,
+            operator: scope.written("directory", position, find(&scope, operator)).await,
             link: Some(crate::activation_link(&scope.services.config.public_url, &secret)),
-            position: Some(executed.receipt.position.into()),
+            position: Some(position.into()),
             user_errors: Vec::new(),
         })
     }

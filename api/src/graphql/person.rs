@@ -67,7 +67,7 @@ impl Person {
     }
 
     /// Name and Telegram id; null once erased.
-    #[graphql(guard = "Needs(Permission::ReadPersonal)")]
+    #[graphql(guard = "Needs(Permission::ReadPersonal)", complexity = "5 + child_complexity")]
     async fn profile(&self, ctx: &Context<'_>) -> ApiResult<Option<Profile>> {
         let scope = Scope::of(ctx)?;
         let profile = scope.services.app.subjects.profile(SubjectId(self.0.subject)).await;
@@ -176,7 +176,8 @@ impl PersonMutation {
         let chosen =
             scope.services.app.subjects.choose_language(&caller, subject, input.language.into()).await;
         let executed = or_refused!(PersonPayload, outcome(&scope, "person.choose_language", chosen).await?);
-        scope.after("people", executed.receipt.position).await?;
-        Ok(PersonPayload::done(find(&scope, subject).await?, executed.receipt.position))
+        let position = executed.receipt.position;
+        let thing = scope.written("people", position, find(&scope, subject)).await;
+        Ok(PersonPayload::done(thing, position))
     }
 }

@@ -235,8 +235,9 @@ impl QuotaMutation {
         let workspace = scope.identity()?.workspace;
         let assigned = scope.services.app.quotas.assign_plan(&caller, workspace, subject, &plan).await;
         let executed = or_refused!(QuotaPayload, outcome(&scope, "quota.assign_plan", assigned).await?);
-        scope.after("quotas", executed.receipt.position).await?;
-        Ok(QuotaPayload::done(find(&scope, subject).await?, executed.receipt.position))
+        let position = executed.receipt.position;
+        let thing = scope.written("quotas", position, find(&scope, subject)).await;
+        Ok(QuotaPayload::done(thing, position))
     }
 
     /// Gives a person extra tokens until a moment.
@@ -260,7 +261,8 @@ impl QuotaMutation {
         let granted =
             quotas.grant_override(&caller, workspace, subject, tokens, input.expires_at, reason).await;
         let executed = or_refused!(QuotaPayload, outcome(&scope, "quota.grant_override", granted).await?);
-        scope.after("quotas", executed.receipt.position).await?;
-        Ok(QuotaPayload::done(find(&scope, subject).await?, executed.receipt.position))
+        let position = executed.receipt.position;
+        let thing = scope.written("quotas", position, find(&scope, subject)).await;
+        Ok(QuotaPayload::done(thing, position))
     }
 }

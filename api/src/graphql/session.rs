@@ -92,12 +92,6 @@ fn answer(scope: &Scope<'_>, session: Result<Session, SessionError>) -> ApiResul
     }
 }
 
-fn attempt(scope: &Scope<'_>, what: &str) -> ApiResult<()> {
-    let now = scope.services.app.core.clock.now();
-    let from = scope.request.ip.as_deref().unwrap_or_default();
-    scope.services.attempts.take(&format!("{from} {what}"), now).map_err(ApiError::rate_limited)
-}
-
 #[derive(Default)]
 pub(crate) struct SessionMutation;
 
@@ -110,18 +104,20 @@ impl SessionMutation {
         input: SessionActivateInput,
     ) -> ApiResult<SessionPayload> {
         let scope = Scope::of(ctx)?;
-        attempt(&scope, "activate")?;
+        let now = scope.services.app.core.clock.now();
+        scope.services.attempts.link(scope.request.ip, now).map_err(ApiError::rate_limited)?;
         let operators = &scope.services.app.operators;
-        let session = operators.activate(&input.secret, &input.password, scope.request.ip.clone()).await;
+        let session = operators.activate(&input.secret, &input.password, scope.request.address()).await;
         answer(&scope, session)
     }
 
     /// Logs in.
     async fn session_login(&self, ctx: &Context<'_>, input: SessionLoginInput) -> ApiResult<SessionPayload> {
         let scope = Scope::of(ctx)?;
-        attempt(&scope, "login")?;
+        let now = scope.services.app.core.clock.now();
+        scope.services.attempts.login(scope.request.ip, &input.login, now).map_err(ApiError::rate_limited)?;
         let operators = &scope.services.app.operators;
-        let session = operators.login(&input.login, &input.password, scope.request.ip.clone()).await;
+        let session = operators.login(&input.login, &input.password, scope.request.address()).await;
         answer(&scope, session)
     }
 
@@ -132,7 +128,8 @@ impl SessionMutation {
         input: SessionTokenInput,
     ) -> ApiResult<SessionPayload> {
         let scope = Scope::of(ctx)?;
-        attempt(&scope, "refresh")?;
+        let now = scope.services.app.core.clock.now();
+        scope.services.attempts.refresh(&input.refresh_token, now).map_err(ApiError::rate_limited)?;
         let session = scope.services.app.operators.refresh(&input.refresh_token).await;
         answer(&scope, session)
     }

@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, ID, InputObject, Object, connection::EmptyFields};
 use botledger_domain::{BotId, Reason, SubjectId, operator::Permission};
-use botledger_projections::{StandingFilter, StandingRow, standing_as_of, standings_page};
+use botledger_projections::{StandingFilter, StandingRow, bot_ids, standing_as_of, standings_page};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -63,12 +63,12 @@ impl Standing {
     }
 }
 
-/// Bots of the caller's workspace.
-async fn own_bots(scope: &Scope<'_>) -> ApiResult<Vec<Uuid>> {
-    let page = botledger_projections::Page::newest(10_000);
-    let rows =
-        botledger_projections::bots_page(&scope.services.read, scope.identity()?.workspace, page).await?;
-    Ok(rows.into_iter().map(|row| row.bot_id).collect())
+/// Bots of the caller's workspace: the wanted one, or all of them.
+async fn own_bots(scope: &Scope<'_>, wanted: Option<BotId>) -> ApiResult<Vec<Uuid>> {
+    match wanted {
+        Some(bot) => Ok(bot::find(scope, bot).await?.map(|found| found.0.bot_id).into_iter().collect()),
+        None => Ok(bot_ids(&scope.services.read, scope.identity()?.workspace).await?),
+    }
 }
 
 async fn find(scope: &Scope<'_>, bot: BotId, subject: SubjectId) -> ApiResult<Option<Standing>> {
@@ -133,13 +133,9 @@ impl StandingQuery {
         let paging = Slice { first, after, last, before }.of("standings")?;
         let filter = filter.unwrap_or_default();
         scope.at_least("standings", min_position).await?;
-        let mut bots = own_bots(&scope).await?;
-        if let Some(id) = &filter.bot_id {
-            let wanted: Uuid = NodeKind::Bot.parse(id)?;
-            bots.retain(|bot| *bot == wanted);
-        }
+        let wanted = filter.bot_id.as_ref().map(|id| NodeKind::Bot.parse(id)).transpose()?;
         let filter = StandingFilter {
-            bots,
+            bots: own_bots(&scope, wanted).await?,
             subject: filter.person_id.as_ref().map(|id| NodeKind::Person.parse(id)).transpose()?,
             blocked: filter.blocked,
         };
@@ -198,8 +194,9 @@ impl StandingMutation {
         let reason = or_refused!(StandingPayload, reason);
         let blocked = scope.services.app.standings.block(&caller, bot, subject, reason, input.until).await;
         let executed = or_refused!(StandingPayload, outcome(&scope, "standing.block", blocked).await?);
-        scope.after("standings", executed.receipt.position).await?;
-        Ok(StandingPayload::done(find(&scope, bot, subject).await?, executed.receipt.position))
+        let position = executed.receipt.position;
+        let thing = scope.written("standings", position, find(&scope, bot, subject)).await;
+        Ok(StandingPayload::done(thing, position))
     }
 
     /// Lets a person in again.
@@ -217,7 +214,8 @@ impl StandingMutation {
         let reason = or_refused!(StandingPayload, reason);
         let unblocked = scope.services.app.standings.unblock(&caller, bot, subject, reason).await;
         let executed = or_refused!(StandingPayload, outcome(&scope, "standing.unblock", unblocked).await?);
-        scope.after("standings", executed.receipt.position).await?;
-        Ok(StandingPayload::done(find(&scope, bot, subject).await?, executed.receipt.position))
+        let position = executed.receipt.position;
+        let thing = scope.written("standings", position, find(&scope, bot, subject)).await;
+        Ok(StandingPayload::done(thing, position))
     }
 }

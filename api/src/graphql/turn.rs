@@ -277,6 +277,7 @@ pub(crate) struct TurnTotals(TurnFilter);
 #[Object]
 impl TurnTotals {
     /// How many turns pass the filter.
+    #[graphql(complexity = 50)]
     async fn total_count(&self, ctx: &Context<'_>) -> ApiResult<BigInt> {
         Ok(BigInt(turns_count(&Scope::of(ctx)?.services.read, &self.0).await?))
     }
@@ -372,8 +373,9 @@ impl TurnMutation {
                 "this turn has its answer already",
             )));
         };
-        scope.after("turns", receipt.position).await?;
-        Ok(TurnPayload::done(find(&scope, turn).await?, receipt.position))
+        let position = receipt.position;
+        let thing = scope.written("turns", position, find(&scope, turn)).await;
+        Ok(TurnPayload::done(thing, position))
     }
 }
 
@@ -425,7 +427,7 @@ impl TurnSubscription {
             let turn = TurnId::parse(&followed.event.aggregate_id).map_err(ApiError::unavailable)?;
             let Followed { services, request, event } = followed;
             let scope = Scope { services: &services, request: &request };
-            scope.after("turns", event.position).await?;
+            scope.at_least("turns", Some(event.position.into())).await?;
             let turn = find(&scope, turn).await?;
             // An update that needs no answer is in the event log only.
             let passes = turn.as_ref().is_some_and(|turn| bot.is_none_or(|bot| turn.0.bot_id == bot));

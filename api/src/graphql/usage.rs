@@ -95,7 +95,7 @@ pub(crate) struct UsageQuery;
 #[Object]
 impl UsageQuery {
     /// Sums between two moments, oldest first; at most 10,000 rows.
-    #[graphql(guard = "Needs(Permission::ReadUsage)", complexity = "100 + child_complexity")]
+    #[graphql(guard = "Needs(Permission::ReadUsage)", complexity = "1_000 + 100 * child_complexity")]
     async fn usage(
         &self,
         ctx: &Context<'_>,
@@ -113,7 +113,7 @@ impl UsageQuery {
         scope.at_least("turns", min_position).await?;
         let workspace = scope.identity()?.workspace;
         let rows = usage(&scope.services.read, workspace, grain.into(), bot, from, until).await?;
-        if rows.len() >= MOST {
+        if rows.len() > MOST {
             return Err(ApiError::bad_input(
                 "that is more than 10,000 rows; ask for less time or a coarser grain",
             ));

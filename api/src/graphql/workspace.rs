@@ -131,8 +131,9 @@ struct PlanRetireInput {
 type Executed = botledger_commands::execute::Executed<botledger_domain::workspace::Workspace>;
 
 async fn done(scope: &Scope<'_>, executed: &Executed) -> ApiResult<WorkspacePayload> {
-    scope.after("directory", executed.receipt.position).await?;
-    Ok(WorkspacePayload::done(own(scope).await?, executed.receipt.position))
+    let position = executed.receipt.position;
+    let thing = scope.written("directory", position, own(scope)).await;
+    Ok(WorkspacePayload::done(thing, position))
 }
 
 fn plan_name(text: &str) -> Result<PlanName, UserError> {

@@ -1,17 +1,18 @@
 //! One way in for all transports: guard, parse, check, execute, and errors as clients may see them.
 
-use std::time::Instant;
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use async_graphql::{
     PathSegment, Request, Response, ServerError, Value, Variables, parser::types::OperationType,
 };
 use futures::{Stream, StreamExt, stream};
 
-use super::Inner;
+use super::{Inner, SUBSCRIPTIONS_SHARE, admit, share};
 use crate::{
     auth::Identity,
     document::{self, Prepared},
     graphql::{self, RequestContext, error::ApiError},
+    shares::{Share, Who},
 };
 
 /// Errors of one answer, at most.
@@ -25,7 +26,7 @@ pub(super) struct Asked {
     pub(super) operation_name: Option<String>,
     pub(super) variables: serde_json::Map<String, serde_json::Value>,
     pub(super) identity: Option<Identity>,
-    pub(super) ip: Option<String>,
+    pub(super) ip: Option<IpAddr>,
 }
 
 /// An answer and how the request was.
@@ -40,6 +41,7 @@ pub(super) struct Ready {
     pub(super) kind: OperationType,
     pub(super) request_id: uuid::Uuid,
     pub(super) request: Request,
+    who: Who,
 }
 
 pub(super) fn failed(error: ApiError, request_id: uuid::Uuid) -> Response {
@@ -52,6 +54,7 @@ pub(super) fn prepare(inner: &Inner, asked: Asked) -> Result<Ready, Response> {
     let request_id = inner.services.app.core.ids.next();
     let prepared = check(&asked).map_err(|error| failed(error, request_id))?;
     let Prepared { document, kind, .. } = prepared;
+    let who = Who::of(asked.identity.as_ref(), asked.ip);
     let mut request = Request::new(asked.query)
         .variables(Variables::from_json(serde_json::Value::Object(asked.variables)))
         .data(RequestContext { id: request_id, identity: asked.identity, ip: asked.ip });
@@ -59,7 +62,7 @@ pub(super) fn prepare(inner: &Inner, asked: Asked) -> Result<Ready, Response> {
         request = request.operation_name(name);
     }
     request.set_parsed_query(document);
-    Ok(Ready { kind, request_id, request })
+    Ok(Ready { kind, request_id, request, who })
 }
 
 fn check(asked: &Asked) -> Result<Prepared, ApiError> {
@@ -69,7 +72,7 @@ fn check(asked: &Asked) -> Result<Prepared, ApiError> {
     Ok(prepared)
 }
 
-/// Executes a query or a mutation.
+/// Executes a query or a mutation that has its place.
 pub(super) async fn once(inner: &Inner, ready: Ready) -> Outcome {
     if ready.kind == OperationType::Subscription {
         let error = ApiError::bad_input("subscriptions come over a WebSocket or as text/event-stream");
@@ -94,13 +97,24 @@ async fn within(inner: &Inner, ready: Ready) -> Response {
     response
 }
 
-/// Executes anything, as a stream of answers.
-pub(super) fn stream(inner: std::sync::Arc<Inner>, ready: Ready) -> impl Stream<Item = Response> + Send {
+/// Executes anything, as a stream of answers. A query or a mutation takes a request's place, a
+/// subscription one of its operator's share.
+pub(super) fn stream(inner: Arc<Inner>, ready: Ready) -> impl Stream<Item = Response> + Send {
     let id = ready.request_id;
     if ready.kind != OperationType::Subscription {
-        return stream::once(async move { within(&inner, ready).await }).boxed();
+        let single = async move {
+            match admit(&inner) {
+                Some(_permit) => within(&inner, ready).await,
+                None => failed(ApiError::away(), id),
+            }
+        };
+        return stream::once(single).boxed();
     }
-    let running = Running::begin();
+    let Some(share) = share(&inner.subscriptions, ready.who, "subscriptions_share") else {
+        let refusal = failed(ApiError::too_many_subscriptions(SUBSCRIPTIONS_SHARE), id);
+        return stream::iter([refusal]).boxed();
+    };
+    let running = Running::begin(share);
     inner
         .schema
         .execute_stream(ready.request)
@@ -112,12 +126,14 @@ pub(super) fn stream(inner: std::sync::Arc<Inner>, ready: Ready) -> impl Stream<
 }
 
 /// Counts a running subscription.
-struct Running;
+struct Running {
+    _share: Share,
+}
 
 impl Running {
-    fn begin() -> Self {
+    fn begin(share: Share) -> Self {
         metrics::gauge!("botledger_api_streams").increment(1.0);
-        Self
+        Self { _share: share }
     }
 }
 

@@ -9,10 +9,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::{StreamExt, stream};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Inner,
+    Inner, Lasting,
     execute::{self, Ready},
 };
 use crate::serve::Server;
@@ -26,7 +25,7 @@ pub(super) fn answer(
     inner: Arc<Inner>,
     ready: Result<Ready, async_graphql::Response>,
     server: Option<Server>,
-    permit: OwnedSemaphorePermit,
+    lasting: Lasting,
 ) -> Response {
     let responses = match ready {
         Ok(ready) => execute::stream(inner, ready).boxed(),
@@ -52,7 +51,7 @@ pub(super) fn answer(
         }
     };
     let texts = texts.take_until(Box::pin(stopped)).map(move |text| {
-        let _held = &permit;
+        let _held = &lasting;
         Ok::<_, Infallible>(text)
     });
     let headers = [

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,7 +13,7 @@ use std::{
 
 use axum::{
     extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode, Uri, header},
     response::Response,
 };
 use futures::{SinkExt, StreamExt};
@@ -25,15 +26,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Inner,
+    Inner, Lasting, busy,
     execute::{self, Asked},
-    identify, stay,
+    identify, share, stay,
 };
 use crate::{
     admin::problem,
     auth::{self, AuthFailure, Identity},
     graphql::error::ApiError,
     serve::Server,
+    shares::Who,
 };
 
 const PROTOCOL: &str = "graphql-transport-ws";
@@ -41,6 +43,8 @@ const PROTOCOL: &str = "graphql-transport-ws";
 const INIT_PATIENCE: Duration = Duration::from_secs(10);
 /// Both sides hear from each other this often.
 const PING: Duration = Duration::from_secs(20);
+/// Pings without any sign of life before a peer is taken for gone.
+const UNANSWERED: u32 = 2;
 /// A peer that takes nothing for this long is gone.
 const SEND_PATIENCE: Duration = Duration::from_secs(20);
 /// Operations of one socket at the same time.
@@ -57,13 +61,14 @@ const FORBIDDEN: Close = (4403, "Forbidden");
 const INIT_TIMEOUT: Close = (4408, "Connection initialisation timeout");
 const TOO_MANY_INITS: Close = (4429, "Too many initialisation requests");
 const GOING_AWAY: Close = (1001, "Going away");
+const SILENT: Close = (1008, "Pings were not answered");
 const TRY_LATER: Close = (1013, "Try again later");
 
 pub(super) async fn accept(
     inner: Arc<Inner>,
     upgrade: WebSocketUpgrade,
     headers: &HeaderMap,
-    peer: Option<String>,
+    peer: Option<IpAddr>,
     server: Option<Server>,
 ) -> Response {
     if !same_origin(headers, &inner.services.config.public_url) {
@@ -76,33 +81,44 @@ pub(super) async fn accept(
         Ok(identity) => identity,
         Err(response) => return response,
     };
-    let permit = match stay(&inner) {
-        Ok(permit) => permit,
-        Err(response) => return response,
-    };
+    let Some(lasting) = stay(&inner, Who::of(identity.as_ref(), peer)) else { return busy() };
     let limit = inner.services.config.max_body_bytes;
     upgrade.protocols([PROTOCOL]).max_message_size(limit).max_frame_size(limit).on_upgrade(move |socket| {
         let stopping = server.as_ref().map_or_else(CancellationToken::new, |server| server.stopping.clone());
         let served = async move {
             metrics::gauge!("botledger_api_sockets").increment(1.0);
-            Socket { inner, peer, identity, stopping }.serve(socket, known).await;
+            Socket { inner, peer, identity, stopping, lasting }.serve(socket, known).await;
             metrics::gauge!("botledger_api_sockets").decrement(1.0);
         };
         // The server waits for tracked tasks before it ends.
         let tracked = server.map(|server| server.tasks.token());
         async move {
             served.await;
-            drop((tracked, permit));
+            drop(tracked);
         }
     })
 }
 
 /// Browsers say where a page is from; other clients say nothing.
 fn same_origin(headers: &HeaderMap, public_url: &str) -> bool {
-    let Some(origin) = headers.get(header::ORIGIN).and_then(|value| value.to_str().ok()) else { return true };
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let Some(from) = origin.to_str().ok().and_then(origin_of) else { return false };
     let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let from = origin.split_once("://").map_or("", |(_, host)| host);
-    (!host.is_empty() && from == host) || origin == public_url
+    // Behind a proxy that ends TLS the scheme of the page is not ours.
+    let own = origin_of(&format!("{}://{host}", from.0));
+    own.as_ref() == Some(&from) || origin_of(public_url).as_ref() == Some(&from)
+}
+
+/// Scheme, host and port of an address.
+fn origin_of(url: &str) -> Option<(String, String, u16)> {
+    let url: Uri = url.parse().ok()?;
+    let scheme = url.scheme_str()?.to_ascii_lowercase();
+    let port = url.port_u16().or_else(|| match scheme.as_str() {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    })?;
+    Some((scheme, url.host()?.to_ascii_lowercase(), port))
 }
 
 #[derive(Deserialize)]
@@ -137,9 +153,10 @@ struct Operation {
 
 struct Socket {
     inner: Arc<Inner>,
-    peer: Option<String>,
+    peer: Option<IpAddr>,
     identity: Option<Identity>,
     stopping: CancellationToken,
+    lasting: Lasting,
 }
 
 impl Socket {
@@ -182,7 +199,9 @@ impl Socket {
         let mut running: JoinSet<()> = JoinSet::new();
         let patience = INIT_PATIENCE.min(self.inner.services.config.request_timeout);
         let init_until = tokio::time::Instant::now() + patience;
-        let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
+        let every = PING.min(self.inner.services.config.request_timeout);
+        let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+        let mut unanswered = 0;
         loop {
             let message = tokio::select! {
                 () = self.stopping.cancelled() => return Some(GOING_AWAY),
@@ -191,12 +210,18 @@ impl Socket {
                     if acknowledged && let Some(close) = self.still_good().await {
                         return Some(close);
                     }
+                    if unanswered == UNANSWERED {
+                        return Some(SILENT);
+                    }
+                    unanswered += 1;
                     out.send(text(json!({"type": "ping"}))).await.ok()?;
                     continue;
                 }
                 Some(_) = running.join_next(), if !running.is_empty() => continue,
                 message = source.next() => message?.ok()?,
             };
+            // Whatever they say, they are there.
+            unanswered = 0;
             let message = match message {
                 Message::Text(message) => serde_json::from_str::<Incoming>(&message),
                 Message::Binary(_) => return Some(BAD_MESSAGE),
@@ -246,18 +271,24 @@ impl Socket {
         }
     }
 
-    /// Who it is, from the payload of `connection_init` or from the request's header.
+    /// Who it is, from the payload of `connection_init` or from the request's header. Nobody stays
+    /// without a token: logging in is for HTTP.
     async fn introduce(&mut self, payload: &Value) -> Option<Close> {
         let given = ["Authorization", "authorization"].iter().find_map(|name| payload[name].as_str());
-        let token = given.map(|value| auth::bearer(value).unwrap_or(value))?;
-        match auth::authenticate(&self.inner.services, token).await {
-            Ok(identity) => {
-                self.identity = Some(identity);
-                None
-            }
-            Err(AuthFailure::Refused) => Some(FORBIDDEN),
-            Err(AuthFailure::Unavailable) => Some(TRY_LATER),
-        }
+        let Some(given) = given else { return self.identity.is_none().then_some(FORBIDDEN) };
+        let token = auth::bearer(given).unwrap_or(given);
+        let identity = match auth::authenticate(&self.inner.services, token).await {
+            Ok(identity) => identity,
+            Err(AuthFailure::Refused) => return Some(FORBIDDEN),
+            Err(AuthFailure::Unavailable) => return Some(TRY_LATER),
+        };
+        let who = Who::of(Some(&identity), self.peer);
+        let Some(share) = share(&self.inner.lasting_shares, who, "lasting_share") else {
+            return Some(TRY_LATER);
+        };
+        self.lasting.share = share;
+        self.identity = Some(identity);
+        None
     }
 
     /// Long sockets do not outlive their token.
@@ -281,7 +312,7 @@ impl Socket {
         out: mpsc::Sender<Message>,
         over: Arc<AtomicBool>,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let (inner, known, ip) = (Arc::clone(&self.inner), self.identity.clone(), self.peer.clone());
+        let (inner, known, ip) = (Arc::clone(&self.inner), self.identity.clone(), self.peer);
         async move {
             // The id is free again before the client can know that it is.
             let last = async |message: Value| {

@@ -353,12 +353,26 @@ async fn the_schema_is_shown_to_who_builds_on_it(pool: PgPool) {
 async fn costly_queries_are_refused_before_they_run(pool: PgPool) {
     let platform = Platform::open(pool).await;
     let tenant = platform.tenant("one").await;
-    let page = "turns(first: 200) { totalCount edges { cursor node { id botId personId conversationId updateId ask command phase open session
+    let page = "turns(first: 200) { edges { cursor node { id botId personId conversationId updateId ask command phase open session
         refusalKind refusal failure provider model reservedTokens promptTokens completionTokens estimated finish latencyMs
         messageIds sentAt receivedAt decidedAt answeredAt endedAt position } } }";
     platform.data(&tenant.token, &format!("{{ {page} }}"), json!({})).await;
     let twice = format!("{{ a: {page} b: {page} }}");
     assert_eq!(platform.refusal(Some(&tenant.token), &twice, json!({})).await, "BAD_INPUT");
+    // A count costs what many fields cost, and a search what it opens: two of them are too many.
+    let counted = |first| format!("{{ turns(first: {first}) {{ totalCount nodes {{ phase }} }} }}");
+    platform.data(&tenant.token, &counted(100), json!({})).await;
+    assert_eq!(platform.refusal(Some(&tenant.token), &counted(200), json!({})).await, "BAD_INPUT");
+    let search = "exchanges(first: 50, search: \"word\") { nodes { prompt } }";
+    let conversation = "conversation(id: \"conversation:01900000-0000-7000-8000-000000000000\")";
+    let searches = |more: &str| format!("{{ {conversation} {{ a: {search} {more} }} }}");
+    platform.data(&tenant.token, &searches(""), json!({})).await;
+    let twice = searches(&format!("b: {search}"));
+    assert_eq!(platform.refusal(Some(&tenant.token), &twice, json!({})).await, "BAD_INPUT");
+    let sums =
+        "usage(grain: DAY, from: \"2026-01-01T00:00:00Z\", until: \"2027-01-01T00:00:00Z\") { messages }";
+    let many = (0..10).fold(String::new(), |text, n| text + &format!("u{n}: {sums} "));
+    assert_eq!(platform.refusal(Some(&tenant.token), &format!("{{ {many} }}"), json!({})).await, "BAD_INPUT");
     let nested = "{ conversations(first: 200) { edges { node { exchanges(first: 200) { edges { node { prompt } } } } } } }";
     assert_eq!(platform.refusal(Some(&tenant.token), nested, json!({})).await, "BAD_INPUT");
 }

@@ -1,5 +1,7 @@
 //! Mutations of every aggregate: what they answer, and that repeating them does nothing twice.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
@@ -30,6 +32,41 @@ async fn refused(platform: &Platform, tenant: &Tenant, mutation: &str, thing: &s
     assert!(payload["position"].is_null(), "{payload}");
     assert_eq!(platform.head().await, head, "{mutation}");
     payload["userErrors"][0]["code"].as_str().unwrap_or_else(|| panic!("not refused: {payload}")).to_owned()
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn what_was_done_is_answered_as_done_when_read_models_stand_still(pool: PgPool) {
+    let platform = Platform::with(pool, |config| config.request_timeout = Duration::from_millis(1_000)).await;
+    let tenant = platform.tenant("one").await;
+    platform.settle().await;
+    // Nobody moves the checkpoints while this transaction holds them.
+    let mut holding = platform.pool.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM projection_checkpoints FOR UPDATE").execute(&mut *holding).await.unwrap();
+
+    let input = json!({"token": bot_token(1)});
+    let registered = change(&platform, &tenant, "botRegister", "bot { id }", input).await;
+    assert!(registered["bot"].is_null(), "{registered}");
+    assert_eq!(registered["position"], platform.head().await.to_string());
+    assert_eq!(registered["userErrors"], json!([]));
+    let starts: i64 = sqlx::query_scalar("SELECT count(*) FROM events WHERE event_type = 'bot_started'")
+        .fetch_one(&platform.pool)
+        .await
+        .unwrap();
+    assert_eq!(starts, 1);
+
+    let invited = change(
+        &platform,
+        &tenant,
+        "operatorInvite",
+        "operator { id } link",
+        json!({"login": "grace", "role": "ADMIN"}),
+    )
+    .await;
+    assert!(invited["operator"].is_null() && invited["link"].is_string(), "{invited}");
+    let renamed =
+        change(&platform, &tenant, "workspaceRename", "workspace { name }", json!({"name": "Two"})).await;
+    assert_eq!(renamed["position"], platform.head().await.to_string(), "{renamed}");
+    holding.rollback().await.unwrap();
 }
 
 #[sqlx::test(migrations = "../migrations")]

@@ -341,6 +341,25 @@ async fn anything_is_found_by_its_global_id_and_usage_adds_up(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
+async fn figures_come_ten_thousand_at_a_time_and_no_more(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let usage = "{ usage(grain: MINUTE, from: \"2020-01-01T00:00:00Z\", until: \"2099-01-01T00:00:00Z\") { messages } }";
+    let rows = "INSERT INTO read.usage_minute SELECT '2026-01-01Z'::timestamptz + n * interval '1 minute', $1, '', $2,
+        1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 FROM generate_series($3::bigint, $4) AS n";
+    for (from, until) in [(1_i64, 10_000_i64), (10_001, 10_001)] {
+        let inserted = sqlx::query(rows).bind(uuid::Uuid::nil()).bind(tenant.workspace.uuid());
+        inserted.bind(from).bind(until).execute(&platform.pool).await.unwrap();
+        if until == 10_000 {
+            let data = platform.data(&tenant.token, usage, json!({})).await;
+            assert_eq!(data["usage"].as_array().unwrap().len(), 10_000);
+        } else {
+            assert_eq!(platform.refusal(Some(&tenant.token), usage, json!({})).await, "BAD_INPUT");
+        }
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
 async fn a_reader_waits_for_a_position_and_not_for_ever(pool: PgPool) {
     let platform = Platform::with(pool, |config| config.request_timeout = Duration::from_secs(1)).await;
     let tenant = platform.tenant("one").await;

@@ -26,7 +26,12 @@ async fn a_socket_is_introduced_first_and_once(pool: PgPool) {
     let mut silent = platform.socket().await;
     assert_eq!(silent.close_code().await, 4408);
 
-    for payload in [json!({"Authorization": "Bearer nonsense"}), json!({"authorization": "nonsense"})] {
+    for payload in [
+        json!({"Authorization": "Bearer nonsense"}),
+        json!({"authorization": "nonsense"}),
+        json!({}),
+        Value::Null,
+    ] {
         let mut stranger = platform.socket().await;
         stranger.send(json!({"type": "connection_init", "payload": payload})).await;
         assert_eq!(stranger.close_code().await, 4403);
@@ -134,6 +139,10 @@ async fn pages_of_elsewhere_get_no_socket(pool: PgPool) {
     for (origin, welcome) in [
         (own.as_str(), true),
         ("https://bots.example.org", true),
+        ("https://BOTS.example.org:443", true),
+        ("http://bots.example.org", false),
+        ("https://bots.example.org:8443", false),
+        ("https://bots.example.org.evil.example.org", false),
         ("https://evil.example.org", false),
         ("null", false),
     ] {
@@ -151,13 +160,97 @@ async fn the_role_counts_over_a_socket_as_well(pool: PgPool) {
     socket.subscribe("1", EVENTS, json!({})).await;
     let refused = told(&mut socket).await.to_string();
     assert!(refused.contains("FORBIDDEN"), "{refused}");
+}
 
-    let mut stranger = platform.socket().await;
-    stranger.send(json!({"type": "connection_init"})).await;
-    assert_eq!(told(&mut stranger).await["type"], "connection_ack", "logging in needs no token");
-    stranger.subscribe("1", EVENTS, json!({})).await;
-    let refused = told(&mut stranger).await.to_string();
-    assert!(refused.contains("UNAUTHENTICATED"), "{refused}");
+#[sqlx::test(migrations = "../migrations")]
+async fn a_token_in_the_request_introduces_as_well(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let bearer = format!("Bearer {}", tenant.token);
+    let headers = [("sec-websocket-protocol", "graphql-transport-ws"), ("authorization", bearer.as_str())];
+    let mut socket = platform.socket_with(&headers).await.unwrap();
+    socket.send(json!({"type": "connection_init"})).await;
+    assert_eq!(told(&mut socket).await["type"], "connection_ack");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn strangers_fill_their_own_share_and_nobody_elses(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let mut owners = Vec::new();
+    for _ in 0..60 {
+        owners.push(platform.introduced(&tenant.token).await);
+    }
+    let mut strangers = Vec::new();
+    for _ in 0..64 {
+        strangers.push(platform.socket().await);
+    }
+    let headers = [("sec-websocket-protocol", "graphql-transport-ws")];
+    let refused = platform.socket_with(&headers).await.err().unwrap().to_string();
+    assert!(refused.contains("503"), "{refused}");
+    // Who is introduced leaves the strangers, and an operator has a share as well.
+    let payload = json!({"Authorization": format!("Bearer {}", tenant.token)});
+    for stranger in &mut strangers[..4] {
+        stranger.send(json!({"type": "connection_init", "payload": payload})).await;
+        assert_eq!(told(stranger).await["type"], "connection_ack");
+    }
+    let mut more = platform.socket_with(&headers).await.unwrap();
+    more.send(json!({"type": "connection_init", "payload": payload})).await;
+    assert_eq!(more.close_code().await, 1013);
+    let another = platform.token_as(&tenant, Role::Auditor).await;
+    platform.introduced(&another).await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn who_answers_no_ping_is_gone(pool: PgPool) {
+    let platform = Platform::with(pool, |config| config.request_timeout = Duration::from_millis(200)).await;
+    let tenant = platform.tenant("one").await;
+    let mut lively = platform.introduced(&tenant.token).await;
+    for _ in 0..4 {
+        assert_eq!(lively.next().await, json!({"type": "ping"}));
+        lively.send(json!({"type": "pong"})).await;
+    }
+    let mut silent = platform.introduced(&tenant.token).await;
+    assert_eq!(silent.next().await, json!({"type": "ping"}));
+    assert_eq!(silent.next().await, json!({"type": "ping"}));
+    assert_eq!(silent.close_code().await, 1008);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn an_operator_runs_so_many_subscriptions_and_no_more(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let head = (platform.settle().await - 1).to_string();
+    let mut sockets = Vec::new();
+    for _ in 0..5 {
+        let mut socket = platform.introduced(&tenant.token).await;
+        for id in 0..20 {
+            socket.subscribe(&id.to_string(), EVENTS, json!({"after": head})).await;
+        }
+        // All of them run: each has told something.
+        for _ in 0..20 {
+            assert_eq!(told(&mut socket).await["type"], "next");
+        }
+        sockets.push(socket);
+    }
+    let mut more = platform.introduced(&tenant.token).await;
+    more.subscribe("1", EVENTS, json!({"after": head})).await;
+    let refused = told(&mut more).await;
+    assert_eq!(refused["payload"][0]["extensions"]["code"], "RATE_LIMITED", "{refused}");
+    let another = platform.token_as(&tenant, Role::Auditor).await;
+    let mut another = platform.introduced(&another).await;
+    another.subscribe("1", EVENTS, json!({"after": head})).await;
+    assert_eq!(told(&mut another).await["type"], "next");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_crowd_is_told_to_come_back_over_every_transport(pool: PgPool) {
+    let platform = Platform::with(pool, |config| config.max_in_flight = 0).await;
+    let tenant = platform.tenant("one").await;
+    let mut socket = platform.introduced(&tenant.token).await;
+    socket.subscribe("1", "{ __typename }", json!({})).await;
+    let refused = told(&mut socket).await;
+    assert_eq!(refused["payload"][0]["extensions"]["code"], "UNAVAILABLE", "{refused}");
 }
 
 #[sqlx::test(migrations = "../migrations")]

@@ -205,6 +205,53 @@ async fn who_loses_the_right_to_see_sees_no_more(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
+async fn who_loses_a_right_reads_no_more_of_what_it_opened(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let bot = platform.bot(&tenant, 1).await;
+    let query = "subscription s($after: Position) { turnChanged(after: $after) { turn { prompt } } }";
+    // An auditor may see turns and no texts; an analyst sees no turns.
+    for (role, code, update) in [("AUDITOR", "CONFLICT", 10), ("ANALYST", "FORBIDDEN", 20)] {
+        let login = format!("grace-{update}");
+        let operator = platform.operator(tenant.workspace, &login, Role::Moderator).await;
+        let mut socket = platform.introduced(&platform.token(operator)).await;
+        platform.message(bot, update, 77, "before").await;
+        let head = platform.settle().await;
+        socket.subscribe("1", query, json!({"after": (head - 1).to_string()})).await;
+        let told = over_socket(&mut socket).await;
+        assert_eq!(told["turnChanged"]["turn"]["prompt"], "before");
+        let demote =
+            "mutation m($i: OperatorChangeRoleInput!) { operatorChangeRole(input: $i) { position } }";
+        let input = json!({"operatorId": format!("operator:{operator}"), "role": role});
+        platform.data(&tenant.token, demote, json!({"i": input})).await;
+        platform.message(bot, update + 1, 77, "after").await;
+        let end = socket.next().await.to_string();
+        assert!(end.contains(code) && !end.contains("after\""), "{end}");
+        assert_eq!(socket.next().await["type"], "complete");
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_subscription_may_be_asked_for_by_get(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    let query = "subscription { eventRecorded(after: \"0\") { position } }";
+    let url = reqwest::Url::parse_with_params(&platform.url(), [("query", query)]).unwrap();
+    let get =
+        |accept| platform.http.get(url.clone()).bearer_auth(&tenant.token).header(header::ACCEPT, accept);
+    let mut response = get("text/event-stream").send().await.unwrap();
+    let first = response.chunk().await.unwrap().unwrap();
+    let first = String::from_utf8_lossy(&first);
+    assert!(
+        first.starts_with("event: next\ndata: {\"data\":{\"eventRecorded\":{\"position\":\"1\"}}}"),
+        "{first}"
+    );
+    assert_eq!(get("application/json").send().await.unwrap().status(), 405);
+    let stranger = platform.http.get(url.clone()).header(header::ACCEPT, "text/event-stream");
+    assert_eq!(stranger.send().await.unwrap().status(), 401);
+}
+
+#[sqlx::test(migrations = "../migrations")]
 async fn a_query_may_be_asked_for_as_a_stream_too(pool: PgPool) {
     let platform = Platform::open(pool).await;
     let tenant = platform.tenant("one").await;

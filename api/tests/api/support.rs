@@ -167,6 +167,7 @@ impl Platform {
             max_body_bytes: 64 * 1_024,
             request_timeout: Duration::from_secs(10),
             max_in_flight: 64,
+            trusted_proxies: Vec::new(),
             simulated: Vec::new(),
         };
         configure(&mut config);
