@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, EnumString, IntoStaticStr};
 
 use crate::{
-    BotId, Decide, DomainError, InstanceId, Language, ModelName, Reason, Sealed, TextError, WorkspaceId,
+    Decide, DomainError, InstanceId, Language, ModelName, Reason, Sealed, TextError, WorkspaceId,
     aggregate::aggregate, text::is_prose,
 };
 
@@ -539,18 +539,6 @@ impl Bot {
                 self.status_reason = Some(reason.into());
             }
         }
-    }
-
-    /// Whether somebody should be running it.
-    #[must_use]
-    pub fn should_run(&self) -> bool {
-        self.status == BotStatus::Running
-    }
-
-    /// The stream id of a bot.
-    #[must_use]
-    pub fn stream(bot: BotId) -> String {
-        bot.to_string()
     }
 }
 

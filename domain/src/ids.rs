@@ -20,15 +20,6 @@ impl fmt::Display for Position {
     }
 }
 
-/// The key of one stream: aggregate type and id.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StreamId {
-    /// `Aggregate::TYPE`, for example `bot`.
-    pub aggregate_type: &'static str,
-    /// The aggregate's id as text.
-    pub aggregate_id: String,
-}
-
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

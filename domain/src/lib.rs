@@ -35,8 +35,8 @@ pub mod workspace;
 pub use aggregate::{Decide, DomainError};
 pub use clock::{Clock, FixedClock, SharedClock};
 pub use ids::{
-    BodyId, BotId, ConversationId, InstanceId, OperatorId, Position, ReservationId, StreamId, SubjectId,
-    TurnId, WorkspaceId, quota_stream, standing_stream,
+    BodyId, BotId, ConversationId, InstanceId, OperatorId, Position, ReservationId, SubjectId, TurnId,
+    WorkspaceId, quota_stream, standing_stream,
 };
 pub use metadata::{Actor, EventMetadata, SCHEMA_VERSION};
 pub use recorded::{DecodeError, RecordedEvent};

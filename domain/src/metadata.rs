@@ -6,14 +6,15 @@ use uuid::Uuid;
 /// Version of the metadata object itself.
 pub const SCHEMA_VERSION: &str = "1";
 
-/// Who caused an event. Written as one text: `operator:<id>`, `subject:<id>`, `bot:<id>`, `system:<part>`.
+/// Who caused an event. Written as one text: `operator:<id>`, `subject:<id>`, `system:<part>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Actor {
     /// An operator, by id.
     Operator(Uuid),
-    /// A Telegram user, by pseudonym.
+    /// A Telegram user, by pseudonym: wrote a message, or asked for something with one.
     Subject(Uuid),
-    /// A part of the platform itself, for example `poller` or `cli`.
+    /// A part of the platform itself: `intake`, `webhook`, `worker`, `fleet`, `api`; or `cli`, somebody
+    /// with a shell on the machine.
     System(&'static str),
 }
 
@@ -33,9 +34,11 @@ impl fmt::Display for Actor {
 pub struct EventMetadata {
     /// See [`Actor`].
     pub actor: String,
-    /// One id for everything that follows from one cause outside (an update, an API request).
+    /// One id for everything that follows from one cause outside: an update (then it is its turn's id),
+    /// an API request, a command at the shell.
     pub correlation_id: String,
-    /// What directly caused this event: a command's or an event's id.
+    /// What directly caused this event, where that is known: the id of the turn whose message asked for
+    /// it, or of the API request that interfered with a turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<String>,
     /// Same key twice: same answer, no second event.
@@ -43,7 +46,8 @@ pub struct EventMetadata {
     pub idempotency_key: Option<String>,
     /// The process that wrote it.
     pub instance: String,
-    /// Where the command came from: `telegram`, `graphql`, `cli`, `recovery`.
+    /// Where the command came from: `telegram` for what people write, `graphql` for what operators ask,
+    /// otherwise the part of the platform that acted, as in [`Actor::System`].
     pub source: String,
     /// [`SCHEMA_VERSION`].
     pub schema_version: String,

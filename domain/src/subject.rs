@@ -16,7 +16,7 @@ pub struct Subject {
     pub profile: Option<Sealed>,
     /// Keyed fingerprint of the profile's plaintext: tells a change without unsealing.
     pub profile_fingerprint: Option<String>,
-    /// Language of their Telegram client, or the one they chose.
+    /// The one they chose, else that of their Telegram client, else that of the first bot they wrote to.
     pub language: Language,
     /// Whether they chose the language themselves.
     pub language_chosen: bool,

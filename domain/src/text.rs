@@ -134,13 +134,13 @@ pub enum Language {
 }
 
 impl Language {
-    /// The nearest language we speak to an IETF tag such as `ru-RU`; English for all others.
+    /// The language we speak that people with an IETF tag such as `ru-RU` understand, if there is one.
     #[must_use]
-    pub fn nearest(tag: Option<&str>) -> Self {
-        match tag.map(|tag| tag.split(['-', '_']).next().unwrap_or_default().to_ascii_lowercase()).as_deref()
-        {
-            Some("ru" | "be" | "uk" | "kk") => Self::Ru,
-            _ => Self::En,
+    pub fn nearest(tag: &str) -> Option<Self> {
+        match tag.split(['-', '_']).next().unwrap_or_default().to_ascii_lowercase().as_str() {
+            "ru" | "be" | "uk" | "kk" => Some(Self::Ru),
+            "en" => Some(Self::En),
+            _ => None,
         }
     }
 }
