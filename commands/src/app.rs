@@ -103,6 +103,11 @@ pub fn describe_metrics() {
         Unit::Count,
         "Rate decisions taken without Redis, in this process"
     );
+    describe_counter!(
+        "botledger_quota_overruns_total",
+        Unit::Count,
+        "Calls for which the provider counted more tokens than were held: the excess is charged to nobody"
+    );
     botledger_journal::describe_metrics();
     botledger_llm::describe_metrics();
 }

@@ -1,5 +1,5 @@
 use botledger_domain::{
-    Actor, DomainError, EventMetadata, InstanceId, OperatorId, WorkspaceId,
+    Actor, DomainError, EventMetadata, InstanceId, OperatorId, SubjectId, TurnId, WorkspaceId,
     operator::{Permission, Role},
 };
 use uuid::Uuid;
@@ -11,13 +11,16 @@ use crate::CommandError;
 pub struct Caller {
     /// Recorded in every event.
     pub actor: Actor,
-    /// An operator's role; absent for the platform itself, which may do everything.
+    /// An operator's role; absent for the platform itself, which may do everything, and for a person, who
+    /// comes only to what a bot offers.
     pub role: Option<Role>,
     /// An operator's workspace: nothing outside it exists for the caller.
     pub workspace: Option<WorkspaceId>,
     /// One id for everything that follows.
     pub correlation_id: Uuid,
-    /// `graphql`, `cli`, `telegram`, `recovery`.
+    /// What directly caused the request, where it is not the request itself.
+    pub causation_id: Option<Uuid>,
+    /// `telegram`, `graphql`, or the part of the platform.
     pub source: &'static str,
     /// Same key twice: same answer, no second event.
     pub idempotency_key: Option<String>,
@@ -34,7 +37,23 @@ impl Caller {
             role: None,
             workspace: None,
             correlation_id,
+            causation_id: None,
             source: part,
+            idempotency_key: None,
+            expected_version: None,
+        }
+    }
+
+    /// A person, by the message they wrote.
+    #[must_use]
+    pub fn subject(subject: SubjectId, turn: TurnId) -> Self {
+        Self {
+            actor: Actor::Subject(subject.uuid()),
+            role: None,
+            workspace: None,
+            correlation_id: turn.uuid(),
+            causation_id: Some(turn.uuid()),
+            source: "telegram",
             idempotency_key: None,
             expected_version: None,
         }
@@ -48,6 +67,7 @@ impl Caller {
             role: Some(role),
             workspace: Some(workspace),
             correlation_id,
+            causation_id: None,
             source: "graphql",
             idempotency_key: None,
             expected_version: None,
@@ -80,8 +100,18 @@ impl Caller {
         self.workspace.is_none() || self.workspace == workspace
     }
 
+    /// The same caller at a step of a turn: all steps of a turn carry its id, and what made the caller
+    /// take this one stays known.
+    pub(crate) fn at(&self, turn: TurnId) -> Self {
+        let causation_id = Some(self.causation_id.unwrap_or(self.correlation_id));
+        Self { correlation_id: turn.uuid(), causation_id, ..self.clone() }
+    }
+
     pub(crate) fn metadata(&self, instance: InstanceId) -> EventMetadata {
-        let metadata = EventMetadata::new(&self.actor, self.correlation_id, instance.uuid(), self.source);
+        let mut metadata = EventMetadata::new(&self.actor, self.correlation_id, instance.uuid(), self.source);
+        if let Some(cause) = self.causation_id {
+            metadata = metadata.caused_by(cause);
+        }
         match &self.idempotency_key {
             // Keys of different workspaces never meet.
             Some(key) => {

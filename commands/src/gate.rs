@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use botledger_domain::{
-    ConversationId, ModelName, ReservationId, TurnId,
+    ConversationId, ModelName, ReservationId, SubjectId, TurnId,
     bot::{Bot, BotRateLimits, BotSettings},
     chat_session::{ChatSession, ChatSessionCommand},
     quota::{Quota, QuotaCommand, QuotaEvent},
@@ -53,8 +53,6 @@ pub struct AdmittedTurn {
     pub admission: Admission,
     /// Ready to be sent.
     pub request: ChatRequest,
-    /// Exchanges that did not fit the window.
-    pub dropped_exchanges: usize,
     /// Whether the bot shows answers while they are written.
     pub streaming: bool,
 }
@@ -87,16 +85,25 @@ pub struct Gate {
     core: Arc<Core>,
     limiter: RateLimiter,
     defaults: Arc<GateDefaults>,
-    notices: Cache<(ConversationId, &'static str), ()>,
-    block_notices: Cache<(ConversationId, &'static str), ()>,
+    notices: Cache<Notice, ()>,
+    block_notices: Cache<Notice, ()>,
+    /// Turns that went through the rate limits here: a step that is repeated is no second message.
+    counted: Cache<TurnId, ()>,
 }
+
+/// Who was told where, and what.
+type Notice = (ConversationId, SubjectId, &'static str);
+
+/// How long a turn is remembered as counted. A step that failed is repeated within seconds.
+const COUNTED_FOR: Duration = Duration::from_secs(60);
 
 impl Gate {
     pub(crate) fn new(core: Arc<Core>, limiter: RateLimiter, defaults: GateDefaults) -> Self {
         let notices = Cache::builder().max_capacity(100_000).time_to_live(defaults.notice_pause).build();
         let block_notices =
             Cache::builder().max_capacity(100_000).time_to_live(defaults.block_notice_pause).build();
-        Self { core, limiter, defaults: Arc::new(defaults), notices, block_notices }
+        let counted = Cache::builder().max_capacity(100_000).time_to_live(COUNTED_FOR).build();
+        Self { core, limiter, defaults: Arc::new(defaults), notices, block_notices, counted }
     }
 
     /// Decides a received turn and records the decision. A turn that was admitted before and has no
@@ -115,7 +122,7 @@ impl Gate {
         };
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
         // Taken once, before the first attempt: a conflict is no second message.
-        let refusal = self.screen(&message, &bot.settings).await?;
+        let refusal = self.screen(turn, &message, &bot.settings).await?;
         let prompt = self.prompt_of(&message).await?;
         let mut loaded = first;
         let mut attempt = 1;
@@ -124,9 +131,7 @@ impl Gate {
                 return Ok(Decision::AlreadyDecided(loaded.state.phase));
             }
             let now = self.core.clock.now();
-            let mut set = AppendSet::new(
-                Caller { correlation_id: turn.uuid(), ..caller.clone() }.metadata(self.core.instance),
-            );
+            let mut set = AppendSet::new(caller.at(turn).metadata(self.core.instance));
             set.fence(message.bot, fence.epoch);
             let decision = match &refusal {
                 Some(reason) => self.refuse(&mut set, &mut loaded, reason.clone(), now)?,
@@ -148,6 +153,7 @@ impl Gate {
     /// Standing and rate limits, in that order.
     async fn screen(
         &self,
+        turn: TurnId,
         message: &Message,
         settings: &BotSettings,
     ) -> Result<Option<RefusalReason>, GateError> {
@@ -156,11 +162,19 @@ impl Gate {
         if let Some(block) = standing.state.blocked_at(self.core.clock.now()) {
             return Ok(Some(RefusalReason::Blocked { reason: block.reason.clone(), until: block.until }));
         }
+        if self.counted.contains_key(&turn) {
+            return Ok(None);
+        }
         let limits = settings.rate_limits.unwrap_or(self.defaults.rate_limits);
-        let taken = self.limiter.take(message.bot, message.subject, message.conversation, limits).await;
-        Ok(taken
-            .err()
-            .map(|full| RefusalReason::RateLimited { scope: full.scope.to_owned(), retry_at: full.retry_at }))
+        match self.limiter.take(message.bot, message.subject, message.conversation, limits).await {
+            Ok(()) => {
+                self.counted.insert(turn, ());
+                Ok(None)
+            }
+            Err(full) => {
+                Ok(Some(RefusalReason::RateLimited { scope: full.scope.to_owned(), retry_at: full.retry_at }))
+            }
+        }
     }
 
     /// Screens a received turn that asks no model (a command, a button, a photo): refuses it when the
@@ -179,10 +193,8 @@ impl Gate {
             return Ok(Some(Decision::AlreadyDecided(loaded.state.phase)));
         };
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
-        let Some(reason) = self.screen(&message, &bot.settings).await? else { return Ok(None) };
-        let mut set = AppendSet::new(
-            Caller { correlation_id: turn.uuid(), ..caller.clone() }.metadata(self.core.instance),
-        );
+        let Some(reason) = self.screen(turn, &message, &bot.settings).await? else { return Ok(None) };
+        let mut set = AppendSet::new(caller.at(turn).metadata(self.core.instance));
         set.fence(message.bot, fence.epoch);
         let decision = self.refuse(&mut set, &mut loaded, reason, self.core.clock.now())?;
         match self.core.journal.append(set).await {
@@ -239,8 +251,8 @@ impl Gate {
         let window = u64::from(settings.context_tokens).min(remaining);
         let reservation = ReservationId(turn_uuid(turn)?);
         let asked = self.ask(message, settings, session, context_epoch, prompt, window).await?;
-        let (request, dropped_exchanges, tokens) = match asked {
-            Asked::Fits { request, dropped_exchanges, tokens } => (request, dropped_exchanges, tokens),
+        let (request, tokens) = match asked {
+            Asked::Fits { request, tokens } => (request, tokens),
             Asked::TooLong { tokens } if tokens > u64::from(settings.context_tokens) => {
                 let reason = RefusalReason::TooLong { tokens, limit: u64::from(settings.context_tokens) };
                 return self.refuse(set, turn, reason, now);
@@ -277,7 +289,6 @@ impl Gate {
             message: message.clone(),
             admission,
             request,
-            dropped_exchanges,
             streaming: settings.streaming,
         })))
     }
@@ -290,13 +301,12 @@ impl Gate {
         // The hold was made for what fitted, without the overhead that fitting adds on top.
         let window = admission.reserved_tokens + FIT_OVERHEAD;
         match self.ask(&message, &bot.settings, session, epoch, &prompt, window).await? {
-            Asked::Fits { mut request, dropped_exchanges, .. } => {
+            Asked::Fits { mut request, .. } => {
                 request.model = admission.model.as_str().to_owned();
                 Ok(Decision::Admitted(Box::new(AdmittedTurn {
                     message,
                     admission,
                     request,
-                    dropped_exchanges,
                     streaming: bot.settings.streaming,
                 })))
             }
@@ -312,25 +322,34 @@ impl Gate {
         reason: RefusalReason,
         now: DateTime<Utc>,
     ) -> Result<Decision, GateError> {
-        let conversation = turn.state.message.as_ref().map(|message| message.conversation);
-        let kind: &'static str = (&reason).into();
-        let told = conversation.is_some_and(|chat| self.notice_memory(&reason).contains_key(&(chat, kind)));
+        let message = turn.state.message.as_ref();
+        let told = message.is_some_and(|message| {
+            let memory = self.notice_memory(&reason);
+            memory.is_some_and(|told| told.contains_key(&notice(message, &reason)))
+        });
         let notify = !told;
         set.decide(turn, TurnCommand::Refuse { reason: reason.clone(), notify }, now)
             .map_err(CommandError::Refused)?;
         Ok(Decision::Refused { reason, notify })
     }
 
-    fn notice_memory(&self, reason: &RefusalReason) -> &Cache<(ConversationId, &'static str), ()> {
+    /// What is not told twice in a row. A message that is too long is always told of: the next one may
+    /// be shorter, and the person has to know which of them will not be answered.
+    fn notice_memory(&self, reason: &RefusalReason) -> Option<&Cache<Notice, ()>> {
         match reason {
-            RefusalReason::Blocked { .. } => &self.block_notices,
-            _ => &self.notices,
+            RefusalReason::Blocked { .. } => Some(&self.block_notices),
+            RefusalReason::RateLimited { .. }
+            | RefusalReason::QuotaExceeded { .. }
+            | RefusalReason::Overloaded { .. } => Some(&self.notices),
+            RefusalReason::TooLong { .. } => None,
         }
     }
 
     fn remember_notice(&self, message: &Message, decision: &Decision) {
-        if let Decision::Refused { reason, notify: true } = decision {
-            self.notice_memory(reason).insert((message.conversation, reason.into()), ());
+        if let Decision::Refused { reason, notify: true } = decision
+            && let Some(memory) = self.notice_memory(reason)
+        {
+            memory.insert(notice(message, reason), ());
         }
     }
 
@@ -364,7 +383,6 @@ impl Gate {
         let tokens = worst_case_prompt_tokens(&fitted.messages) + answer;
         Ok(Asked::Fits {
             tokens,
-            dropped_exchanges: fitted.dropped_exchanges,
             request: ChatRequest {
                 model: self.model(settings).as_str().to_owned(),
                 messages: fitted.messages,
@@ -409,8 +427,12 @@ impl Gate {
 const FIT_OVERHEAD: u64 = 16;
 
 enum Asked {
-    Fits { request: ChatRequest, dropped_exchanges: usize, tokens: u64 },
+    Fits { request: ChatRequest, tokens: u64 },
     TooLong { tokens: u64 },
+}
+
+fn notice(message: &Message, reason: &RefusalReason) -> Notice {
+    (message.conversation, message.subject, reason.into())
 }
 
 fn turn_uuid(turn: &Loaded<Turn>) -> Result<uuid::Uuid, GateError> {

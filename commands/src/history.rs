@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use botledger_domain::{ConversationId, Position, turn::TurnError};
 use botledger_journal::{Exchange, StoredBody};
@@ -33,7 +33,18 @@ const PAGE: i64 = 100;
 /// Exchanges a search looks at, at most.
 const SCANNED: usize = 5_000;
 
-type Outcome = Result<Vec<Said>, CommandError<TurnError>>;
+/// What a search found, and how far it looked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Newest first.
+    pub said: Vec<Said>,
+    /// Exchanges looked at.
+    pub scanned: usize,
+    /// Where to go on with older ones; absent when the oldest was looked at.
+    pub resume: Option<Position>,
+}
+
+type Outcome<T> = Result<T, CommandError<TurnError>>;
 
 impl Histories {
     pub(crate) fn new(core: Arc<Core>) -> Self {
@@ -50,7 +61,7 @@ impl Histories {
         session: Option<u32>,
         before: Option<Position>,
         limit: i64,
-    ) -> Outcome {
+    ) -> Outcome<Vec<Said>> {
         let exchanges = self.core.journal.history(conversation, session, before, limit).await?;
         let mut said = Vec::with_capacity(exchanges.len());
         for exchange in exchanges {
@@ -59,8 +70,8 @@ impl Histories {
         Ok(said)
     }
 
-    /// Exchanges that hold all of the words, in either text and any case, newest first; looks at the
-    /// newest 5,000.
+    /// Exchanges that hold all of the words, in either text and any case, newest first. It ends with
+    /// as many as asked for, or after 5,000 exchanges, and says how far it came.
     ///
     /// # Errors
     /// When ledger or keys cannot be used.
@@ -70,29 +81,33 @@ impl Histories {
         words: &str,
         before: Option<Position>,
         limit: usize,
-    ) -> Outcome {
+    ) -> Outcome<Found> {
         let words: Vec<String> = words.split_whitespace().map(str::to_lowercase).collect();
-        let mut found = Vec::new();
-        let (mut before, mut scanned) = (before, 0);
-        while !words.is_empty() && found.len() < limit && scanned < SCANNED {
-            let exchanges = self.core.journal.history(conversation, None, before, PAGE).await?;
-            let Some(oldest) = exchanges.last().map(|exchange| exchange.reply.position) else { break };
-            scanned += exchanges.len();
-            for exchange in exchanges {
-                let Some(said) = self.open(exchange).await? else { continue };
-                let text =
-                    format!("{}\n{}", said.prompt.as_deref().unwrap_or_default(), said.reply).to_lowercase();
-                if words.iter().all(|word| text.contains(word)) {
-                    found.push(said);
-                }
+        let mut found = Found { said: Vec::new(), scanned: 0, resume: None };
+        let mut page = VecDeque::new();
+        let mut before = before;
+        while !words.is_empty() {
+            if page.is_empty() {
+                page.extend(self.core.journal.history(conversation, None, before, PAGE).await?);
             }
-            before = Some(oldest);
+            let Some(exchange) = page.pop_front() else { return Ok(found) };
+            if found.said.len() == limit || found.scanned == SCANNED {
+                found.resume = before;
+                return Ok(found);
+            }
+            before = Some(exchange.reply.position);
+            found.scanned += 1;
+            let Some(said) = self.open(exchange).await? else { continue };
+            let text =
+                format!("{}\n{}", said.prompt.as_deref().unwrap_or_default(), said.reply).to_lowercase();
+            if words.iter().all(|word| text.contains(word)) {
+                found.said.push(said);
+            }
         }
-        found.truncate(limit);
         Ok(found)
     }
 
-    async fn open(&self, exchange: Exchange) -> Result<Option<Said>, CommandError<TurnError>> {
+    async fn open(&self, exchange: Exchange) -> Outcome<Option<Said>> {
         let Some(BodyContent::Reply { text }) = self.body(&exchange.reply).await? else { return Ok(None) };
         let prompt = match &exchange.prompt {
             Some(prompt) => self.body(prompt).await?.and_then(|content| content.text().map(str::to_owned)),
@@ -111,7 +126,7 @@ impl Histories {
         }))
     }
 
-    async fn body(&self, body: &StoredBody) -> Result<Option<BodyContent>, CommandError<TurnError>> {
+    async fn body(&self, body: &StoredBody) -> Outcome<Option<BodyContent>> {
         match self.core.vault.open_body(body).await {
             Ok(content) => Ok(Some(content)),
             Err(VaultError::Shredded) => Ok(None),

@@ -37,7 +37,7 @@ pub use clock::SystemClock;
 pub use credentials::{OneTimeSecret, Session, SessionError};
 pub use error::CommandError;
 pub use gate::{AdmittedTurn, Decision, Fence, Gate, GateDefaults, GateError};
-pub use history::{Histories, Said};
+pub use history::{Found, Histories, Said};
 pub use ids::{Ids, SharedIds, SystemIds};
 pub use lease::Lease;
 pub use operator::Operators;

@@ -44,7 +44,8 @@ impl Subjects {
         Self { core }
     }
 
-    /// Takes note of a person who wrote: records who is new or renamed. Gives pseudonym and language.
+    /// Takes note of a person who wrote: records who is new or renamed. Gives the language to speak: that
+    /// of the person, or the bot's own for newcomers whose client's is unknown.
     ///
     /// # Errors
     /// When ledger or keys cannot be used.
@@ -54,7 +55,8 @@ impl Subjects {
         workspace: WorkspaceId,
         bot: BotId,
         person: &PersonFacts,
-    ) -> Result<(SubjectId, Language), CommandError<SubjectError>> {
+        default_language: Language,
+    ) -> Result<Language, CommandError<SubjectError>> {
         let subject = self.core.vault.subject_id(workspace, person.telegram_id);
         let profile = Profile {
             telegram_id: person.telegram_id,
@@ -66,7 +68,7 @@ impl Subjects {
         let profile_fingerprint = self.core.vault.fingerprint("profile", &profile);
         let known = self.core.journal.load::<Subject>(&subject.to_string()).await?;
         if known.state.profile_fingerprint.as_ref() == Some(&profile_fingerprint) {
-            return Ok((subject, known.state.language));
+            return Ok(known.state.language);
         }
         let profile = self.core.vault.seal(subject.uuid(), KeyPurpose::Profile, &profile).await?;
         let command = SubjectCommand::See {
@@ -74,10 +76,14 @@ impl Subjects {
             bot,
             profile,
             profile_fingerprint,
-            client_language: Language::nearest(person.language_tag.as_deref()),
+            client_language: person
+                .language_tag
+                .as_deref()
+                .and_then(Language::nearest)
+                .unwrap_or(default_language),
         };
         let done = execute::<Subject>(&self.core, caller, &subject.to_string(), command, |_| Ok(())).await?;
-        Ok((subject, done.after.state.language))
+        Ok(done.after.state.language)
     }
 
     /// The person picks a language.

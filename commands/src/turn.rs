@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use botledger_domain::{
-    BodyId, BotId, ConversationId, SubjectId, TurnId, WorkspaceId,
+    BodyId, BotId, ConversationId, Language, SubjectId, TurnId, WorkspaceId,
     bot::Bot,
-    quota::{Quota, QuotaCommand, QuotaError, ReleaseCause},
+    quota::{Quota, QuotaCommand, QuotaError, QuotaEvent, ReleaseCause},
     quota_stream,
     turn::{Ask, ChatKind, Lane, Message, ReplySource, Turn, TurnCommand, TurnError, TurnPhase},
 };
@@ -21,7 +21,7 @@ use crate::{
 pub struct IncomingUpdate {
     /// Absent only when unreadable.
     pub update_id: Option<i64>,
-    /// The update's own date; the moment of receipt when it has none.
+    /// The update's own date; the epoch, 1970, when it has none.
     pub date: DateTime<Utc>,
     /// The raw JSON, kept sealed.
     pub raw: String,
@@ -92,6 +92,14 @@ pub struct TurnFailure {
     pub used: Option<(u64, u64)>,
 }
 
+/// What the updates of a bot have in common.
+#[derive(Clone, Copy)]
+struct Home {
+    workspace: WorkspaceId,
+    /// For people whose own is not known.
+    language: Language,
+}
+
 /// How a model's answer ends that was stopped ([`ReplySource::Model::finish`]).
 const CANCELLED: &str = "cancelled";
 /// Updates of a batch that are made ready at the same time.
@@ -124,12 +132,12 @@ impl Turns {
         fence: Fence,
         updates: Vec<IncomingUpdate>,
     ) -> Result<Vec<Received>, CommandError<TurnError>> {
-        let workspace = self.workspace_of(bot).await?;
+        let home = self.home_of(bot).await?;
         let mut sets = Vec::with_capacity(updates.len());
         let mut received = Vec::with_capacity(updates.len());
         // In the updates' order, but several at once: a new person costs round trips.
         let intakes = futures::stream::iter(updates)
-            .map(|update| self.intake(caller, bot, workspace, fence, update))
+            .map(|update| self.intake(caller, bot, home, fence, update))
             .buffered(INTAKES_AT_ONCE);
         let mut intakes = std::pin::pin!(intakes);
         while let Some(intake) = intakes.next().await {
@@ -153,20 +161,22 @@ impl Turns {
         Ok(received)
     }
 
-    async fn workspace_of(&self, bot: BotId) -> Result<WorkspaceId, CommandError<TurnError>> {
-        let loaded = self.core.journal.load::<Bot>(&bot.to_string()).await?;
-        loaded.state.workspace.ok_or(CommandError::NotFound { what: "bot" })
+    async fn home_of(&self, bot: BotId) -> Result<Home, CommandError<TurnError>> {
+        let bot = self.core.journal.load::<Bot>(&bot.to_string()).await?.state;
+        let workspace = bot.workspace.ok_or(CommandError::NotFound { what: "bot" })?;
+        Ok(Home { workspace, language: bot.settings.default_language })
     }
 
     async fn intake(
         &self,
         caller: &Caller,
         bot: BotId,
-        workspace: WorkspaceId,
+        home: Home,
         fence: Fence,
         update: IncomingUpdate,
     ) -> Result<(Received, AppendSet), CommandError<TurnError>> {
         let now = self.core.clock.now();
+        let workspace = home.workspace;
         let turn = match update.update_id {
             Some(update_id) => TurnId::of_update(bot, update_id, update.date.timestamp()),
             // Nothing to recognise it by: each receipt is one of its own.
@@ -174,14 +184,16 @@ impl Turns {
         };
         let body_id = BodyId(self.core.ids.next());
         let mut loaded = Loaded::<Turn>::empty(turn.to_string());
-        let mut set = AppendSet::new(
-            Caller { correlation_id: turn.uuid(), ..caller.clone() }.metadata(self.core.instance),
-        );
-        set.fence(bot, fence.epoch);
-        let (command, body, queued, outcome) = match update.kind {
+        let ours = Caller { correlation_id: turn.uuid(), causation_id: Some(turn.uuid()), ..caller.clone() };
+        let (author, command, body, queued, outcome) = match update.kind {
             IncomingKind::Message { user, chat_id, thread_id, chat_kind, ask, lane, text } => {
-                let (subject, language) =
-                    self.subjects.see(caller, workspace, bot, &user).await.map_err(CommandError::within)?;
+                let subject = self.core.vault.subject_id(workspace, user.telegram_id);
+                let author = Caller::subject(subject, turn);
+                let language = self
+                    .subjects
+                    .see(&author, workspace, bot, &user, home.language)
+                    .await
+                    .map_err(CommandError::within)?;
                 let conversation =
                     ConversationId::of_chat(bot, self.core.vault.chat_pseudonym(bot, chat_id), thread_id);
                 let content = BodyContent::Update { text, raw: update.raw };
@@ -200,7 +212,8 @@ impl Turns {
                     language,
                     sent_at: update.date,
                 };
-                (TurnCommand::Receive(message), row, Some((conversation, lane)), ReceivedOutcome::Accepted)
+                let queued = Some((conversation, lane));
+                (author, TurnCommand::Receive(message), row, queued, ReceivedOutcome::Accepted)
             }
             IncomingKind::Other { update_kind, user } => {
                 let subject: Option<SubjectId> =
@@ -210,6 +223,7 @@ impl Turns {
                 let (row, body) = self.core.vault.seal_body(body_id, owner, turn, &content, None).await?;
                 let update_id = update.update_id.unwrap_or_default();
                 (
+                    subject.map_or(ours, |subject| Caller::subject(subject, turn)),
                     TurnCommand::Record { bot, subject, update_id, update_kind, body },
                     row,
                     None,
@@ -222,9 +236,11 @@ impl Turns {
                     self.core.vault.seal_body(body_id, bot.uuid(), turn, &content, None).await?;
                 let command =
                     TurnCommand::RecordUnreadable { bot, update_id: update.update_id, body, problem };
-                (command, row, None, ReceivedOutcome::Recorded)
+                (ours, command, row, None, ReceivedOutcome::Recorded)
             }
         };
+        let mut set = AppendSet::new(author.metadata(self.core.instance));
+        set.fence(bot, fence.epoch);
         set.decide(&mut loaded, command, now).map_err(CommandError::Refused)?;
         set.body(body);
         Ok((Received { turn, queued, outcome }, set))
@@ -419,8 +435,7 @@ impl Turns {
     }
 
     fn set(&self, caller: &Caller, turn: TurnId, bot: BotId, fence: Fence) -> AppendSet {
-        let caller = Caller { correlation_id: turn.uuid(), ..caller.clone() };
-        let mut set = AppendSet::new(caller.metadata(self.core.instance));
+        let mut set = AppendSet::new(caller.at(turn).metadata(self.core.instance));
         set.fence(bot, fence.epoch);
         set
     }
@@ -445,7 +460,13 @@ impl Turns {
             HoldEnd::Release(cause) => QuotaCommand::Release { reservation, cause },
         };
         match set.decide(&mut quota, command, now) {
-            Ok(_) => Ok(true),
+            Ok(events) => {
+                let overran = |event: &QuotaEvent| matches!(event, QuotaEvent::TokensSettled { overrun, .. } if *overrun > 0);
+                if events.iter().any(overran) {
+                    metrics::counter!("botledger_quota_overruns_total").increment(1);
+                }
+                Ok(true)
+            }
             Err(QuotaError::UnknownReservation { .. }) => Ok(false),
             Err(refusal) => Err(CommandError::broken(refusal)),
         }

@@ -3,11 +3,12 @@
 
 mod support;
 
-use botledger_commands::{Decision, PersonFacts, Said};
-use botledger_domain::{ConversationId, Language, chat_session::MAX_SESSIONS};
+use botledger_commands::{Decision, IncomingKind, PersonFacts, Said};
+use botledger_domain::{ConversationId, Language, bot::BotSettings, chat_session::MAX_SESSIONS};
 use sqlx::PgPool;
 use support::{
-    World, by_model, event_count, event_types, message, message_in, person, replays_to_the_same, system,
+    World, by_model, daily, event_count, event_types, message, message_in, person, replays_to_the_same,
+    roomy, system,
 };
 
 fn conversation_of(world: &World, user: i64) -> ConversationId {
@@ -134,17 +135,20 @@ async fn search_finds_words_in_any_case_in_ones_own_conversation_only(pool: PgPo
     world.exchange(2, 7, "what is a Soup", "БОРЩ is one, щи is another").await;
     world.exchange(3, 7, "100% _sure_?", "Yes.").await;
     world.exchange(4, 8, "борщ у соседа", "тайна").await;
-    let find = async |words: &str| histories.search(chat, words, None, 10).await.unwrap();
+    let find = async |words: &str| histories.search(chat, words, None, 10).await.unwrap().said;
     assert_eq!(prompts(&find("борщ").await), ["what is a Soup", "Как варить БОРЩ?"]);
     assert_eq!(prompts(&find("  КАПУСТУ борщ ").await), ["Как варить БОРЩ?"], "both words, in either text");
     assert_eq!(prompts(&find("soup щи").await), ["what is a Soup"]);
     assert_eq!(prompts(&find("% _").await), ["100% _sure_?"], "no pattern characters");
     assert!(find("соседа").await.is_empty() && find("тайна").await.is_empty());
     assert!(find("").await.is_empty() && find("борщ nothing").await.is_empty());
-    assert_eq!(histories.search(chat, "борщ", None, 1).await.unwrap().len(), 1);
+    let one = histories.search(chat, "борщ", None, 1).await.unwrap();
+    assert_eq!((prompts(&one.said), one.scanned), (vec!["what is a Soup"], 2), "the second of three");
+    let rest = histories.search(chat, "борщ", one.resume, 10).await.unwrap();
+    assert_eq!((prompts(&rest.said), rest.scanned, rest.resume), (vec!["Как варить БОРЩ?"], 1, None));
     let newest = &find("борщ").await[0];
     let older = histories.search(chat, "борщ", Some(newest.position), 10).await.unwrap();
-    assert_eq!(prompts(&older), ["Как варить БОРЩ?"]);
+    assert_eq!(prompts(&older.said), ["Как варить БОРЩ?"]);
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -161,7 +165,7 @@ async fn a_search_looks_past_one_page(pool: PgPool) {
     }))
     .await;
     let found = world.app.histories.search(chat, "needle", None, 5).await.unwrap();
-    assert_eq!(prompts(&found), ["the needle"]);
+    assert_eq!((prompts(&found.said), found.scanned, found.resume), (vec!["the needle"], 103, None));
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -172,22 +176,25 @@ async fn people_are_noted_when_new_or_renamed_and_choose_their_language(pool: Pg
     assert_eq!(unknown.unwrap_err().code(), "SUBJECT_UNKNOWN");
     assert!(subjects.profile(world.subject(7)).await.unwrap().is_none());
     let facts = PersonFacts { language_tag: Some("ru-RU".to_owned()), ..person(7) };
-    let (subject, language) = subjects.see(&system(), workspace, bot, &facts).await.unwrap();
-    assert_eq!((subject, language), (world.subject(7), Language::Ru));
+    let subject = world.subject(7);
+    let see = async |facts: &PersonFacts| {
+        subjects.see(&system(), workspace, bot, facts, Language::En).await.unwrap()
+    };
+    assert_eq!(see(&facts).await, Language::Ru);
     for _ in 0..2 {
-        subjects.see(&system(), workspace, bot, &facts).await.unwrap();
+        see(&facts).await;
     }
     let renamed = PersonFacts { username: Some("new_name".to_owned()), ..facts.clone() };
     for _ in 0..2 {
-        subjects.see(&system(), workspace, bot, &renamed).await.unwrap();
+        see(&renamed).await;
     }
     assert_eq!(subjects.profile(subject).await.unwrap().unwrap().username.as_deref(), Some("new_name"));
     for _ in 0..2 {
         subjects.choose_language(&system(), subject, Language::En).await.unwrap();
     }
     // The client speaks Russian still; the person chose.
-    assert_eq!(subjects.see(&system(), workspace, bot, &renamed).await.unwrap().1, Language::En);
-    subjects.see(&system(), workspace, bot, &facts).await.unwrap();
+    assert_eq!(see(&renamed).await, Language::En);
+    see(&facts).await;
     assert_eq!(
         event_types(&pool, "subject", &subject.to_string()).await,
         ["first_seen", "profile_changed", "language_chosen", "profile_changed"],
@@ -195,6 +202,26 @@ async fn people_are_noted_when_new_or_renamed_and_choose_their_language(pool: Pg
     let message = world.receive(message(1, 7, "hi")).await;
     assert_eq!(world.app.turns.load(message).await.unwrap().state.message.unwrap().language, Language::En);
     replays_to_the_same(&world.app, &pool).await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn newcomers_are_spoken_to_in_the_bots_language_unless_their_client_names_one(pool: PgPool) {
+    let settings = BotSettings { default_language: Language::Ru, ..roomy() };
+    let world = World::with(pool, daily(1_000), settings).await;
+    let tags = [
+        (None, Language::Ru),
+        (Some("de-AT"), Language::Ru),
+        (Some("en-GB"), Language::En),
+        (Some("uk"), Language::Ru),
+    ];
+    for (n, (tag, spoken)) in (1..).zip(tags) {
+        let mut update = message(n, n, "hi");
+        let IncomingKind::Message { user, .. } = &mut update.kind else { unreachable!() };
+        user.language_tag = tag.map(str::to_owned);
+        let turn = world.receive(update).await;
+        let known = world.app.turns.load(turn).await.unwrap().state.message.unwrap();
+        assert_eq!(known.language, spoken, "{tag:?}");
+    }
 }
 
 #[sqlx::test(migrations = "../migrations")]

@@ -342,6 +342,53 @@ async fn a_stopped_call_costs_its_prompt_unless_the_model_was_never_asked(pool: 
 }
 
 #[sqlx::test(migrations = "../migrations")]
+async fn a_repeated_step_is_no_second_message(pool: PgPool) {
+    let strict = BotSettings { rate_limits: Some(limits(1, 100, 100)), ..BotSettings::default() };
+    let world = World::with(pool, daily(100_000), strict).await;
+    let turn = world.receive(message(1, 7, "/start")).await;
+    for _ in 0..3 {
+        let refused = world.app.gate.refuse_unless_allowed(&system(), turn, world.fence).await.unwrap();
+        assert!(refused.is_none(), "{refused:?}");
+    }
+    let next = world.receive(message(2, 7, "hello")).await;
+    let (why, _) = refusal(world.app.gate.decide(&system(), next, world.fence).await.unwrap());
+    assert!(matches!(why, RefusalReason::RateLimited { .. }), "another message counts: {why:?}");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn everybody_of_a_group_is_told_once_and_of_a_long_message_each_time(pool: PgPool) {
+    let settings = BotSettings { context_tokens: 300, max_answer_tokens: 100, ..roomy() };
+    let world = World::with(pool, daily(150), settings).await;
+    let group = -5;
+    let long = "я".repeat(150);
+    let mut told = Vec::new();
+    for (n, (user, text)) in (1..).zip([(7, "hi"), (8, "hi"), (7, "hi"), (8, "hi"), (7, &long), (7, &long)]) {
+        if n == 1 {
+            // Spends what both have, so that they are refused from here on.
+            for user in [7, 8] {
+                let turn = world.receive(message_in(100 + user, user, group, "hi")).await;
+                admitted(world.app.gate.decide(&system(), turn, world.fence).await.unwrap());
+            }
+        }
+        let turn = world.receive(message_in(n, user, group, text)).await;
+        let (why, notify) = refusal(world.app.gate.decide(&system(), turn, world.fence).await.unwrap());
+        let kind: &'static str = (&why).into();
+        told.push((user, kind, notify));
+    }
+    assert_eq!(
+        told,
+        [
+            (7, "quota_exceeded", true),
+            (8, "quota_exceeded", true),
+            (7, "quota_exceeded", false),
+            (8, "quota_exceeded", false),
+            (7, "too_long", true),
+            (7, "too_long", true),
+        ]
+    );
+}
+
+#[sqlx::test(migrations = "../migrations")]
 async fn an_old_epoch_is_refused_at_every_step(pool: PgPool) {
     let world = World::new(pool.clone()).await;
     let received = world.receive(message(1, 7, "hello")).await;

@@ -4,10 +4,11 @@
 mod support;
 
 use botledger_commands::{
-    App, CommandError, IncomingKind, IncomingUpdate, ReceivedOutcome, StepOutcome, TurnFailure,
+    App, Caller, CommandError, IncomingKind, IncomingUpdate, ReceivedOutcome, StepOutcome, TurnFailure,
 };
 use botledger_domain::{
-    TurnId,
+    EventMetadata, TurnId,
+    operator::Role,
     turn::{ReplySource, TurnPhase},
 };
 use futures::future::join_all;
@@ -132,6 +133,53 @@ async fn an_update_without_an_id_is_kept(pool: PgPool) {
     let body = world.app.turns.open_body(stored.into()).await.unwrap().unwrap();
     assert!(
         matches!(body, botledger_commands::BodyContent::Update { text: None, raw } if raw.contains("\"message\": 5"))
+    );
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn every_event_of_a_turn_says_who_and_why(pool: PgPool) {
+    let world = World::new(pool.clone()).await;
+    let turn = world.receive(message(1, 7, "hello")).await;
+    let worker = Caller::system("worker", turn.uuid());
+    world.app.gate.decide(&worker, turn, world.fence).await.unwrap();
+    let operator = world.operator(Role::Owner);
+    world.app.turns.fail(&operator, turn, world.fence, failure()).await.unwrap();
+    let unreadable = world.receive(unreadable(Some(2))).await;
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "SELECT event_type, metadata::text FROM events
+         WHERE aggregate_type IN ('turn', 'subject', 'quota') ORDER BY position",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    let said: Vec<_> = rows
+        .into_iter()
+        .map(|(event_type, metadata)| {
+            let written: EventMetadata = serde_json::from_str(&metadata).unwrap();
+            (event_type, written.actor, written.source, written.correlation_id, written.causation_id.unwrap())
+        })
+        .collect();
+    let (person, turn, unreadable) =
+        (format!("subject:{}", world.subject(7)), turn.to_string(), unreadable.to_string());
+    let by = |event_type: &str, actor: &str, source: &str, turn: &str, cause: &str| {
+        let [event_type, actor, source, turn, cause] =
+            [event_type, actor, source, turn, cause].map(str::to_owned);
+        (event_type, actor, source, turn, cause)
+    };
+    let request = operator.correlation_id.to_string();
+    let actor = operator.actor.to_string();
+    assert_eq!(
+        said,
+        [
+            by("first_seen", &person, "telegram", &turn, &turn),
+            by("message_received", &person, "telegram", &turn, &turn),
+            by("plan_assigned", "system:worker", "worker", &turn, &turn),
+            by("tokens_reserved", "system:worker", "worker", &turn, &turn),
+            by("turn_admitted", "system:worker", "worker", &turn, &turn),
+            by("reply_failed", &actor, "graphql", &turn, &request),
+            by("tokens_released", &actor, "graphql", &turn, &request),
+            by("update_unreadable", "system:test", "test", &unreadable, &unreadable),
+        ]
     );
 }
 

@@ -334,7 +334,7 @@ async fn no_plaintext_is_left_in_the_database_in_redis_or_in_the_log(pool: PgPoo
     let conversation = ConversationId::of_chat(bot, app.core.vault.chat_pseudonym(bot, chat), None);
     let subject = world.subject(user);
     app.sessions.rename(&system(), conversation, subject, 1, &canary("title")).await.unwrap();
-    assert_eq!(app.histories.search(conversation, &canary("prompt"), None, 5).await.unwrap().len(), 1);
+    assert_eq!(app.histories.search(conversation, &canary("prompt"), None, 5).await.unwrap().said.len(), 1);
     assert_eq!(app.subjects.profile(subject).await.unwrap().unwrap().first_name, canary("first"));
 
     let owner = Caller { ..world.operator(Role::Owner) };
