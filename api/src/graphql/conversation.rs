@@ -1,6 +1,8 @@
 //! Conversations, their sessions and what was said.
 
-use async_graphql::{Context, ID, InputObject, Object, connection::Connection, connection::EmptyFields};
+use async_graphql::{
+    Context, ID, InputObject, Object, SimpleObject, connection::Connection, connection::EmptyFields,
+};
 use botledger_commands::Said;
 use botledger_domain::{BotId, ConversationId, Sealed, SubjectId, operator::Permission};
 use botledger_projections::{
@@ -172,25 +174,40 @@ impl Conversation {
         after: Option<String>,
         session: Option<u32>,
         search: Option<String>,
-    ) -> ApiResult<Connection<Cursor, Exchange>> {
+    ) -> ApiResult<Connection<Cursor, Exchange, Search>> {
         let scope = Scope::of(ctx)?;
         let paging = Slice { first, after, ..Slice::default() }.of("exchanges")?;
         let conversation = ConversationId(self.0.conversation);
         let histories = &scope.services.app.histories;
         let limit = paging.page.limit;
-        let said = match search.as_deref().map(str::trim).filter(|words| !words.is_empty()) {
+        let (said, looked) = match search.as_deref().map(str::trim).filter(|words| !words.is_empty()) {
             Some(_) if session.is_some() => {
                 return Err(ApiError::bad_input("a search goes over all sessions; leave session out"));
             }
             Some(words) => {
                 let limit = usize::try_from(limit).unwrap_or_default();
-                histories.search(conversation, words, paging.page.after, limit).await
+                let found = histories.search(conversation, words, paging.page.after, limit).await;
+                let found = found.map_err(ApiError::unavailable)?;
+                let resume_after = found.resume.map(|position| paging.cursor(position.0));
+                (found.said, Search { scanned: i32::try_from(found.scanned).ok(), resume_after })
             }
-            None => histories.newest(conversation, session, paging.page.after, limit).await,
+            None => {
+                let said = histories.newest(conversation, session, paging.page.after, limit).await;
+                (said.map_err(ApiError::unavailable)?, Search::default())
+            }
         };
-        let said = said.map_err(ApiError::unavailable)?;
-        Ok(paging.connect(said, EmptyFields, |said| said.position.0, Exchange))
+        Ok(paging.connect(said, looked, |said| said.position.0, Exchange))
     }
+}
+
+/// How far a search looked; both null without `search`.
+#[derive(Default, SimpleObject)]
+struct Search {
+    /// Exchanges looked at for this page: 5,000 at most.
+    scanned: Option<i32>,
+    /// Given as `after` where the page is not full, it looks on at older exchanges; null when the oldest
+    /// was looked at.
+    resume_after: Option<String>,
 }
 
 pub(super) async fn find(scope: &Scope<'_>, conversation: ConversationId) -> ApiResult<Option<Conversation>> {

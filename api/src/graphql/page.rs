@@ -85,6 +85,11 @@ impl Slice {
 }
 
 impl Paging {
+    /// A place in the list that is no row of this page.
+    pub(crate) fn cursor(self, position: i64) -> String {
+        encode(self.list, position).0
+    }
+
     /// Rows as fetched with `page`, as a connection.
     pub(crate) fn connect<R, N: OutputType, F: async_graphql::ObjectType>(
         self,
