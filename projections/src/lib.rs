@@ -44,7 +44,7 @@ pub use select::Page;
 pub use standings::{StandingFilter, StandingRow, StandingsProjection, standing, standings_page};
 pub use tail::{Tail, TailError};
 pub use turns::{
-    OpenTurn, TurnFilter, TurnRow, TurnsProjection, open_turns, turn, turns_by_ids, turns_by_phase,
+    OpenTurn, StrandedTurn, TurnFilter, TurnRow, TurnsProjection, open_turns, stranded_turns, turn, turns_by_ids, turns_by_phase,
     turns_count, turns_page,
 };
 pub use usage::{Grain, UsageRow, usage};

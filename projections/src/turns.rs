@@ -322,6 +322,42 @@ pub async fn open_turns(
         .collect())
 }
 
+/// An open turn of a bot that is not meant to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StrandedTurn {
+    /// Which.
+    pub turn: TurnId,
+    /// Its bot.
+    pub bot: BotId,
+}
+
+/// Turns that nobody will work on and that stand in somebody's way, oldest first: admitted ones of
+/// bots that are not running, for they hold tokens, and all open ones of archived bots. Those of a
+/// bot that somebody still holds are left to them, unless nothing was heard of it since `forgotten`.
+///
+/// # Errors
+/// When the database fails.
+pub async fn stranded_turns(
+    pool: &PgPool,
+    forgotten: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<StrandedTurn>, sqlx::Error> {
+    let rows = sqlx::query!(
+        "SELECT t.turn_id, t.bot_id FROM bots b JOIN turns t ON t.bot_id = b.bot_id
+         WHERE b.status <> 'running' AND (b.holder IS NULL OR b.changed_at < $1)
+           AND t.open AND (t.phase = 'admitted' OR b.status = 'archived')
+         ORDER BY t.created_position LIMIT $2",
+        forgotten,
+        limit,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| StrandedTurn { turn: TurnId(row.turn_id), bot: BotId(row.bot_id) })
+        .collect())
+}
+
 /// Which turns; everything given must hold.
 #[derive(Clone, Debug, Default)]
 pub struct TurnFilter {
