@@ -2,12 +2,13 @@
 //! commands before questions to a model.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use botledger_domain::{ConversationId, TurnId, turn::Lane};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// A turn that waits.
@@ -28,12 +29,14 @@ pub(crate) struct Started {
     pub(crate) work: Work,
     /// Cancelled when the person says stop.
     pub(crate) stop: CancellationToken,
-    /// For a turn that asked to stop: whether something was being written.
+    /// For a turn that asked to stop: whether there was something to end.
     pub(crate) stopped_something: bool,
+    /// Messages of its answer that arrived before it had to wait.
+    pub(crate) sent: Vec<i64>,
 }
 
 struct Mailbox {
-    waiting: VecDeque<(Work, bool)>,
+    waiting: VecDeque<Started>,
     running: Option<CancellationToken>,
 }
 
@@ -43,6 +46,8 @@ struct State {
     mailboxes: HashMap<ConversationId, Mailbox>,
     high: VecDeque<ConversationId>,
     normal: VecDeque<ConversationId>,
+    /// Conversations whose next turn may not begin before a moment.
+    parked: BinaryHeap<Reverse<(Instant, ConversationId)>>,
     waiting: usize,
 }
 
@@ -76,14 +81,21 @@ impl Dispatcher {
             .mailboxes
             .entry(conversation)
             .or_insert_with(|| Mailbox { waiting: VecDeque::new(), running: None });
-        let stopped = match (&mailbox.running, work.stops) {
-            (Some(running), true) => {
-                running.cancel();
-                true
+        let mut stopped_something = false;
+        if work.stops {
+            // What is being written, and questions that stand before this one in line.
+            let questions = mailbox.waiting.iter().filter(|waiting| waiting.work.lane == Lane::Normal);
+            for stop in mailbox.running.iter().chain(questions.map(|waiting| &waiting.stop)) {
+                stop.cancel();
+                stopped_something = true;
             }
-            _ => false,
-        };
-        mailbox.waiting.push_back((work, stopped));
+        }
+        mailbox.waiting.push_back(Started {
+            work,
+            stop: CancellationToken::new(),
+            stopped_something,
+            sent: Vec::new(),
+        });
         let is_next = mailbox.running.is_none() && mailbox.waiting.len() == 1;
         if is_next {
             self.make_ready(&mut state, conversation);
@@ -96,7 +108,7 @@ impl Dispatcher {
             .mailboxes
             .get(&conversation)
             .and_then(|mailbox| mailbox.waiting.front())
-            .map(|(work, _)| work.lane)
+            .map(|waiting| waiting.work.lane)
         else {
             return;
         };
@@ -119,25 +131,55 @@ impl Dispatcher {
             Lane::Normal => &self.normal,
         };
         loop {
-            if let Some(started) = self.try_next(lane) {
+            let (started, wake) = self.try_next(lane, Instant::now());
+            if let Some(started) = started {
                 return started;
             }
-            notify.notified().await;
+            match wake {
+                Some(at) => drop(tokio::time::timeout_at(at, notify.notified()).await),
+                None => notify.notified().await,
+            }
         }
     }
 
-    fn try_next(&self, lane: Lane) -> Option<Started> {
+    /// The next turn of a lane, and when the next parked one may begin.
+    fn try_next(&self, lane: Lane, now: Instant) -> (Option<Started>, Option<Instant>) {
         let mut state = self.lock();
+        while let Some(&Reverse((at, conversation))) = state.parked.peek() {
+            if now < at {
+                break;
+            }
+            state.parked.pop();
+            self.make_ready(&mut state, conversation);
+        }
+        let wake = state.parked.peek().map(|Reverse((at, _))| *at);
+        (Self::pop(&mut state, lane), wake)
+    }
+
+    fn pop(state: &mut State, lane: Lane) -> Option<Started> {
         let conversation = match lane {
             Lane::High => state.high.pop_front(),
             Lane::Normal => state.normal.pop_front(),
         }?;
         let mailbox = state.mailboxes.get_mut(&conversation)?;
-        let (work, stopped_something) = mailbox.waiting.pop_front()?;
-        let stop = CancellationToken::new();
-        mailbox.running = Some(stop.clone());
+        let started = mailbox.waiting.pop_front()?;
+        mailbox.running = Some(started.stop.clone());
         state.waiting -= 1;
-        Some(Started { work, stop, stopped_something })
+        Some(started)
+    }
+
+    /// Puts a turn back at the head of its conversation, not to go on before a moment.
+    pub(crate) fn park(&self, started: Started, until: Instant) {
+        let mut state = self.lock();
+        let conversation = started.work.conversation;
+        let Some(mailbox) = state.mailboxes.get_mut(&conversation) else { return };
+        mailbox.running = None;
+        mailbox.waiting.push_front(started);
+        state.waiting += 1;
+        state.parked.push(Reverse((until, conversation)));
+        // Both lanes wait until the moment they knew of before.
+        self.high.notify_one();
+        self.normal.notify_one();
     }
 
     /// The turn is done, or was given up for now: the next of its conversation may begin.
@@ -180,19 +222,23 @@ mod tests {
         }
     }
 
+    fn next(dispatcher: &Dispatcher, lane: Lane) -> Option<Started> {
+        dispatcher.try_next(lane, Instant::now()).0
+    }
+
     #[test]
     fn a_conversation_keeps_its_order_and_others_go_beside_it() {
         let dispatcher = Dispatcher::default();
         for (turn, conversation) in [(1, 1), (2, 1), (3, 2)] {
             assert!(dispatcher.submit(work(turn, conversation, Lane::Normal)));
         }
-        let first = dispatcher.try_next(Lane::Normal).expect("turn 1");
+        let first = next(&dispatcher, Lane::Normal).expect("turn 1");
         assert_eq!(first.work.turn.uuid().as_u128(), 1);
-        let second = dispatcher.try_next(Lane::Normal).expect("turn 3, beside it");
+        let second = next(&dispatcher, Lane::Normal).expect("turn 3, beside it");
         assert_eq!(second.work.turn.uuid().as_u128(), 3);
-        assert!(dispatcher.try_next(Lane::Normal).is_none(), "turn 2 waits for turn 1");
+        assert!(next(&dispatcher, Lane::Normal).is_none(), "turn 2 waits for turn 1");
         dispatcher.finish(&first.work);
-        assert_eq!(dispatcher.try_next(Lane::Normal).expect("turn 2").work.turn.uuid().as_u128(), 2);
+        assert_eq!(next(&dispatcher, Lane::Normal).expect("turn 2").work.turn.uuid().as_u128(), 2);
     }
 
     #[test]
@@ -200,7 +246,7 @@ mod tests {
         let dispatcher = Dispatcher::default();
         assert!(dispatcher.submit(work(1, 1, Lane::Normal)));
         assert!(!dispatcher.submit(work(1, 1, Lane::Normal)));
-        let started = dispatcher.try_next(Lane::Normal).expect("turn 1");
+        let started = next(&dispatcher, Lane::Normal).expect("turn 1");
         assert!(!dispatcher.submit(work(1, 1, Lane::Normal)));
         dispatcher.finish(&started.work);
         assert_eq!(dispatcher.open(), 0);
@@ -211,12 +257,54 @@ mod tests {
         let dispatcher = Dispatcher::default();
         dispatcher.submit(work(1, 1, Lane::Normal));
         dispatcher.submit(work(2, 2, Lane::Normal));
-        let one = dispatcher.try_next(Lane::Normal).expect("turn 1");
-        let two = dispatcher.try_next(Lane::Normal).expect("turn 2");
+        let one = next(&dispatcher, Lane::Normal).expect("turn 1");
+        let two = next(&dispatcher, Lane::Normal).expect("turn 2");
         dispatcher.submit(Work { stops: true, ..work(3, 1, Lane::High) });
         assert!(one.stop.is_cancelled() && !two.stop.is_cancelled());
         dispatcher.finish(&one.work);
-        let stop = dispatcher.try_next(Lane::High).expect("the stop itself");
+        let stop = next(&dispatcher, Lane::High).expect("the stop itself");
         assert!(stop.stopped_something);
+    }
+
+    #[test]
+    fn stop_reaches_questions_that_wait_before_it_and_none_after_it() {
+        let dispatcher = Dispatcher::default();
+        for turn in [1, 2] {
+            dispatcher.submit(work(turn, 1, Lane::Normal));
+        }
+        dispatcher.submit(Work { stops: true, ..work(3, 1, Lane::High) });
+        dispatcher.submit(work(4, 1, Lane::Normal));
+        for (lane, stopped) in
+            [(Lane::Normal, true), (Lane::Normal, true), (Lane::High, false), (Lane::Normal, false)]
+        {
+            let started = next(&dispatcher, lane).expect("in order");
+            assert_eq!(started.stop.is_cancelled(), stopped, "{:?}", started.work.turn);
+            assert_eq!(started.stopped_something, started.work.stops);
+            dispatcher.finish(&started.work);
+        }
+    }
+
+    #[test]
+    fn a_parked_turn_keeps_its_place_and_its_progress_and_holds_up_nobody_else() {
+        let dispatcher = Dispatcher::default();
+        for (turn, conversation) in [(1, 1), (2, 1), (3, 2)] {
+            dispatcher.submit(work(turn, conversation, Lane::Normal));
+        }
+        let mut first = next(&dispatcher, Lane::Normal).expect("turn 1");
+        first.sent.push(77);
+        let until = Instant::now() + std::time::Duration::from_secs(600);
+        dispatcher.park(first, until);
+        assert_eq!((dispatcher.waiting(), dispatcher.open()), (3, 3));
+        assert!(!dispatcher.submit(work(1, 1, Lane::Normal)), "it is here already");
+        let other = next(&dispatcher, Lane::Normal).expect("turn 3");
+        assert_eq!(other.work.turn.uuid().as_u128(), 3);
+        let (none, wake) = dispatcher.try_next(Lane::Normal, Instant::now());
+        assert_eq!((none.map(|started| started.work.turn), wake), (None, Some(until)));
+        let (again, wake) = dispatcher.try_next(Lane::Normal, until);
+        let again = again.expect("turn 1");
+        assert_eq!((again.work.turn.uuid().as_u128(), again.sent.as_slice()), (1, [77].as_slice()));
+        assert_eq!(wake, None);
+        dispatcher.finish(&again.work);
+        assert_eq!(next(&dispatcher, Lane::Normal).expect("turn 2").work.turn.uuid().as_u128(), 2);
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use botledger_domain::{
 use botledger_llm::ChatProvider;
 use botledger_projections::{ReadPool, open_turns, running_bots, wait_for};
 use futures::FutureExt;
-use redis::{AsyncCommands, aio::ConnectionManager};
+use redis::{AsyncCommands, Script, aio::ConnectionManager};
 use serde_json::{Value, json};
 use tokio::{
     sync::{Semaphore, watch},
@@ -28,22 +28,25 @@ use zeroize::Zeroizing;
 
 use crate::{
     commands::{Command, menu},
-    dispatcher::{Dispatcher, Work},
+    dispatcher::{Dispatcher, Started, Work},
     intake,
     pacer::Pacer,
     queue::{Cursor, Queue},
     runtime::BotConfig,
+    stranded,
     telegram::{CallError, ErrorClass, Refusal, Telegram},
     update::Viewer,
-    worker::work_off,
+    worker::{End, work_off},
 };
 
 /// How often the fleet is compared with what should run.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often the ledger is searched for turns that nobody works on.
 const SWEEP: Duration = Duration::from_secs(2);
-/// Open turns looked at in one sweep, at most.
-const SWEPT: i64 = 10_000;
+/// Open turns looked at in one sweep, at most; the next one goes on behind them.
+const SWEPT: i64 = 1_000;
+/// How long the outcome of a call may take to get into the ledger after the bot was halted.
+const RECORDING: Duration = Duration::from_secs(2);
 /// Commands answered at the same time by this process.
 const HIGH_LANE: usize = 32;
 
@@ -104,16 +107,32 @@ pub(crate) struct HeldBot {
     pub(crate) closing: CancellationToken,
     /// Everything stops where it stands.
     pub(crate) halt: CancellationToken,
-    faulted: watch::Sender<Option<Refusal>>,
+    faulted: watch::Sender<Option<Fault>>,
+}
+
+/// Why a bot cannot run until somebody does something about it.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    code: &'static str,
+    /// What an operator should know; no secrets.
+    detail: String,
+}
+
+impl Fault {
+    /// Telegram does not accept the token.
+    pub(crate) fn token(refusal: &Refusal) -> Self {
+        let detail = format!("Telegram answered {} {}; set a new token", refusal.code, refusal.description);
+        Self { code: "TOKEN_REVOKED", detail }
+    }
 }
 
 impl HeldBot {
-    /// Telegram does not accept the token: the bot will be stopped.
-    pub(crate) fn fault(&self, refusal: &Refusal) {
+    /// The bot cannot run: it will be stopped. The first reason stands.
+    pub(crate) fn fault(&self, fault: Fault) {
         self.faulted.send_if_modified(|faulted| {
             let first = faulted.is_none();
             if first {
-                *faulted = Some(refusal.clone());
+                *faulted = Some(fault);
             }
             first
         });
@@ -150,8 +169,15 @@ enum Ended {
     Stopped,
     /// Somebody else has it; come back after this long.
     Elsewhere(Duration),
-    /// It went wrong; come back later and later, and not before Telegram allows.
-    Failed(Option<Duration>),
+    /// It went wrong after it had run for a while; come back later and later, and not before Telegram
+    /// allows.
+    Failed { not_before: Option<Duration>, ran: Duration },
+}
+
+impl Ended {
+    fn failed() -> Self {
+        Self::Failed { not_before: None, ran: Duration::ZERO }
+    }
 }
 
 fn lock(held: &Held) -> MutexGuard<'_, HashMap<BotId, Arc<HeldBot>>> {
@@ -173,6 +199,7 @@ impl Fleet {
         let mut tasks: HashMap<BotId, Task> = HashMap::new();
         let mut pauses: HashMap<BotId, (u32, Instant)> = HashMap::new();
         let mut running: JoinSet<(BotId, Ended)> = JoinSet::new();
+        let stranded = tokio::spawn(stranded::release(Arc::clone(&self.deps), cancel.clone()));
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -193,6 +220,8 @@ impl Fleet {
             task.stop.cancel();
         }
         while running.join_next().await.is_some() {}
+        // A panic was reported by the runtime.
+        let _ = stranded.await;
     }
 
     fn reconcile(
@@ -224,7 +253,7 @@ impl Fleet {
                         // The panic was reported where it happened. The lease runs out by itself.
                         tracing::error!(bot.id = %bot, "the task of bot {bot} panicked");
                         lock(&held).remove(&bot);
-                        (bot, Ended::Failed(None))
+                        (bot, Ended::failed())
                     }
                 }
             });
@@ -238,19 +267,23 @@ impl Fleet {
         pauses: &mut HashMap<BotId, (u32, Instant)>,
     ) {
         tasks.remove(&bot);
-        match ended {
-            Ended::Stopped => {
-                pauses.remove(&bot);
-            }
-            Ended::Elsewhere(pause) => {
-                pauses.insert(bot, (0, Instant::now() + pause));
-            }
-            Ended::Failed(not_before) => {
-                let failures = pauses.get(&bot).map_or(0, |(failures, _)| *failures) + 1;
-                let pause = Duration::from_millis(500) * 2u32.saturating_pow(failures.min(16));
-                let pause = pause.min(self.deps.config.retry_max).max(not_before.unwrap_or_default());
-                pauses.insert(bot, (failures, Instant::now() + pause));
-            }
+        let failures = pauses.remove(&bot).map_or(0, |(failures, _)| failures);
+        if let Some((failures, pause)) = next_try(&ended, failures, self.deps.config.retry_max) {
+            pauses.insert(bot, (failures, Instant::now() + pause));
+        }
+    }
+}
+
+/// Failures in a row and the pause before a bot is tried again; nothing when it need not wait.
+fn next_try(ended: &Ended, failures: u32, retry_max: Duration) -> Option<(u32, Duration)> {
+    match ended {
+        Ended::Stopped => None,
+        Ended::Elsewhere(pause) => Some((0, *pause)),
+        Ended::Failed { not_before, ran } => {
+            // What ran for longer than the longest pause was well: this failure is the first.
+            let failures = if *ran > retry_max { 1 } else { failures + 1 };
+            let pause = Duration::from_millis(500) * 2u32.saturating_pow(failures.min(16));
+            Some((failures, pause.min(retry_max).max(not_before.unwrap_or_default())))
         }
     }
 }
@@ -288,9 +321,15 @@ impl Hint {
                 .await;
     }
 
+    /// Takes one's own hint back; the next holder may have left another one meanwhile.
     async fn clear(&self) {
+        static CLEAR: LazyLock<Script> = LazyLock::new(|| {
+            Script::new("if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end")
+        });
         let Some(mut redis) = self.redis.clone() else { return };
-        let _ = tokio::time::timeout(self.patience, redis.del::<_, ()>(&self.key)).await;
+        let mut clearing = CLEAR.key(&self.key);
+        let clearing = clearing.arg(&self.instance).invoke_async::<()>(&mut redis);
+        let _ = tokio::time::timeout(self.patience, clearing).await;
     }
 }
 
@@ -301,23 +340,24 @@ async fn hold(deps: Arc<Deps>, held: Held, id: BotId, stop: CancellationToken) -
         return Ended::Elsewhere(ttl / 3);
     }
     let caller = deps.caller("fleet");
+    let asked_at = Instant::now();
     let fence = match deps.app.bots.acquire_lease(&caller, id, ttl).await {
         Ok(Lease::Granted(fence)) => fence,
         Ok(Lease::Taken { time_left, .. }) => return Ended::Elsewhere(time_left.min(ttl)),
         Err(error) => {
             tracing::warn!(bot.id = %id, error = %error, "the lease of bot {id} could not be asked for");
-            return Ended::Failed(None);
+            return Ended::failed();
         }
     };
     hint.set(ttl).await;
     tracing::info!(bot.id = %id, epoch = fence.epoch, "holding bot {id}");
-    let ended = serve(&deps, &held, id, fence, &hint, stop).await;
+    let ended = serve(&deps, &held, id, fence, asked_at + ttl, &hint, stop).await;
     lock(&held).remove(&id);
     if !matches!(ended, Ended::Elsewhere(_)) {
-        hint.clear().await;
         if let Err(error) = deps.app.bots.release_lease(&caller, id, fence).await {
             tracing::warn!(bot.id = %id, error = %error, "the lease of bot {id} could not be given back; it will run out");
         }
+        hint.clear().await;
     }
     tracing::info!(bot.id = %id, epoch = fence.epoch, "let go of bot {id}");
     ended
@@ -328,6 +368,7 @@ async fn serve(
     held: &Held,
     id: BotId,
     fence: Fence,
+    valid_until: Instant,
     hint: &Hint,
     stop: CancellationToken,
 ) -> Ended {
@@ -336,7 +377,7 @@ async fn serve(
         (Ok(state), Ok(token)) => (state, token),
         (Err(error), _) | (_, Err(error)) => {
             tracing::warn!(bot.id = %id, error = %error, "bot {id} cannot be opened");
-            return Ended::Failed(None);
+            return Ended::failed();
         }
     };
     let bot = Arc::new(HeldBot {
@@ -358,12 +399,15 @@ async fn serve(
     let mut faulted = bot.faulted.subscribe();
     let workers = TaskTracker::new();
     let mut parts = JoinSet::new();
-    let mut keeper = tokio::spawn(keep(Arc::clone(&bot), state.clone(), hint.clone()));
+    let changed = CancellationToken::new();
+    let mut keeper =
+        tokio::spawn(keep(Arc::clone(&bot), state.clone(), hint.clone(), valid_until, changed.clone()));
 
     let began = tokio::select! {
         began = begin(&bot, &state) => began,
         () = stop.cancelled() => Ok(()),
     };
+    let begun_at = Instant::now();
     if began.is_ok() {
         lock(held).insert(id, Arc::clone(&bot));
         parts.spawn(run_lane(Arc::clone(&bot), Lane::High, Arc::clone(&deps.high), workers.clone()));
@@ -378,7 +422,7 @@ async fn serve(
         Err(error) => {
             let not_before = match &error {
                 CallError::Refused(refusal) if refusal.class == ErrorClass::Credential => {
-                    bot.fault(refusal);
+                    bot.fault(Fault::token(refusal));
                     None
                 }
                 CallError::Refused(refusal) => refusal.retry_after,
@@ -387,35 +431,35 @@ async fn serve(
             if bot.faulted.borrow().is_none() {
                 tracing::warn!(bot.id = %id, error = %error, "bot {id} could not be started");
             }
-            Ended::Failed(not_before)
+            Ended::Failed { not_before, ran: Duration::ZERO }
         }
         Ok(()) => tokio::select! {
             () = stop.cancelled() => Ended::Stopped,
-            _ = faulted.wait_for(Option::is_some) => Ended::Failed(None),
+            () = changed.cancelled() => Ended::Stopped,
+            _ = faulted.wait_for(Option::is_some) => Ended::failed(),
             // None of them ends by itself; one that panicked leaves a bot that is deaf or mute.
             Some(part) = parts.join_next() => {
                 tracing::error!(bot.id = %id, part = ?part, "a part of bot {id} ended");
-                Ended::Failed(None)
+                Ended::Failed { not_before: None, ran: begun_at.elapsed() }
             }
-            kept = &mut keeper => match kept {
-                Ok(Kept::Changed) => Ended::Stopped,
-                Ok(Kept::Lost) | Err(_) => Ended::Elsewhere(Duration::ZERO),
-            },
+            // It ends only with the lease.
+            _ = &mut keeper => Ended::Elsewhere(Duration::ZERO),
         },
     };
     bot.closing.cancel();
+    workers.close();
     if !matches!(ended, Ended::Elsewhere(_)) {
-        workers.close();
         let _ = tokio::time::timeout(deps.config.drain, workers.wait()).await;
     }
     bot.halt.cancel();
+    // What is on its way to Telegram is waited for and recorded: the next holder would send it again.
+    let _ = tokio::time::timeout(deps.config.call_timeout + RECORDING, workers.wait()).await;
     keeper.abort();
     while parts.join_next().await.is_some() {}
-    let refusal = bot.faulted.borrow().clone();
-    if let Some(refusal) = refusal {
-        tracing::error!(bot.id = %id, code = refusal.code, "bot {id} stops: Telegram does not accept its token");
-        let detail = format!("Telegram answered {} {}; set a new token", refusal.code, refusal.description);
-        if let Err(error) = deps.app.bots.fault(&caller, id, "TOKEN_REVOKED", &detail).await {
+    let fault = bot.faulted.borrow().clone();
+    if let Some(Fault { code, detail }) = fault {
+        tracing::error!(bot.id = %id, code, "bot {id} stops: {detail}");
+        if let Err(error) = deps.app.bots.fault(&caller, id, code, &detail).await {
             tracing::warn!(bot.id = %id, error = %error, "the fault of bot {id} could not be recorded");
         }
     }
@@ -432,7 +476,10 @@ async fn begin(bot: &Arc<HeldBot>, state: &Bot) -> Result<(), CallError> {
         UpdateMode::Webhook => {
             let secret = bot.deps.app.bots.webhook_secret(bot.id).await.map_err(|_| CallError::NotSent)?;
             let Some(base) = &bot.deps.config.webhook_base_url else {
-                tracing::error!(bot.id = %bot.id, "bot {} wants a webhook, but telegram.webhook_base_url is not set", bot.id);
+                bot.fault(Fault {
+                    code: "WEBHOOK_BASE_URL_MISSING",
+                    detail: "set telegram.webhook_base_url or switch the bot to polling".to_owned(),
+                });
                 return Err(CallError::NotSent);
             };
             let parameters = json!({
@@ -460,18 +507,23 @@ async fn begin(bot: &Arc<HeldBot>, state: &Bot) -> Result<(), CallError> {
     if !matches!(caught_up, Ok(true)) {
         tracing::warn!(bot.id = %bot.id, "the turns read model is behind; open turns will be found a little later");
     }
-    let found = take_up(bot).await;
+    let (mut after, mut found) = (Position(0), 0);
+    while let Some(behind) = take_up(bot, after, &mut found).await {
+        after = behind;
+    }
     if found > 0 {
         tracing::info!(bot.id = %bot.id, turns = found, "took up {found} open turns of bot {}", bot.id);
     }
     Ok(())
 }
 
-/// Puts open turns that nobody here works on into line; how many.
-async fn take_up(bot: &Arc<HeldBot>) -> usize {
-    let mut found = 0;
-    match open_turns(&bot.deps.read, bot.id, Position(0), SWEPT).await {
+/// Puts open turns after a position that nobody here works on into line and counts them; where to
+/// go on, when there may be more.
+async fn take_up(bot: &Arc<HeldBot>, after: Position, found: &mut usize) -> Option<Position> {
+    match open_turns(&bot.deps.read, bot.id, after, SWEPT).await {
         Ok(turns) => {
+            let full = i64::try_from(turns.len()).is_ok_and(|turns| turns == SWEPT);
+            let behind = turns.last().filter(|_| full).map(|open| open.position);
             for open in turns {
                 if bot.dispatcher.knows(open.turn) {
                     continue;
@@ -483,12 +535,15 @@ async fn take_up(bot: &Arc<HeldBot>) -> usize {
                     stops: open.lane == Lane::High && asks_to_stop(bot, open.turn).await,
                     entry: None,
                 };
-                found += usize::from(bot.dispatcher.submit(work));
+                *found += usize::from(bot.dispatcher.submit(work));
             }
+            behind
         }
-        Err(error) => tracing::warn!(bot.id = %bot.id, error = %error, "open turns cannot be read"),
+        Err(error) => {
+            tracing::warn!(bot.id = %bot.id, error = %error, "open turns cannot be read");
+            None
+        }
     }
-    found
 }
 
 /// Whether a turn found in the ledger is a `/stop`, which does not wait for what it is to end.
@@ -498,16 +553,16 @@ async fn asks_to_stop(bot: &HeldBot, turn: TurnId) -> bool {
     matches!(ask, Some(Ask::Command { name }) if name == Command::Stop.name())
 }
 
-enum Kept {
-    /// The lease is over, or nobody can say.
-    Lost,
-    /// The bot is still ours and should be run in another way, or not at all.
-    Changed,
-}
-
-async fn keep(bot: Arc<HeldBot>, as_begun: Bot, hint: Hint) -> Kept {
+/// Prolongs the lease until it is over, or nobody can say; then the bot is halted. Tells when the bot
+/// should be run in another way, or not at all, and keeps it while what is under way ends.
+async fn keep(
+    bot: Arc<HeldBot>,
+    as_begun: Bot,
+    hint: Hint,
+    mut valid_until: Instant,
+    changed: CancellationToken,
+) {
     let ttl = bot.deps.config.lease_ttl;
-    let mut valid_until = Instant::now() + ttl;
     let caller = bot.deps.caller("fleet");
     loop {
         tokio::time::sleep((ttl / 4).min(Duration::from_secs(2))).await;
@@ -517,7 +572,7 @@ async fn keep(bot: Arc<HeldBot>, as_begun: Bot, hint: Hint) -> Kept {
         let Ok(renewed) = tokio::time::timeout_at(valid_until, renewing).await else {
             tracing::warn!(bot.id = %bot.id, epoch = bot.fence.epoch, "the lease of bot {} has run out unanswered", bot.id);
             bot.halt.cancel();
-            return Kept::Lost;
+            return;
         };
         match renewed {
             Ok(true) => {
@@ -527,13 +582,13 @@ async fn keep(bot: Arc<HeldBot>, as_begun: Bot, hint: Hint) -> Kept {
             Ok(false) => {
                 tracing::warn!(bot.id = %bot.id, epoch = bot.fence.epoch, "bot {} is run by somebody else now", bot.id);
                 bot.halt.cancel();
-                return Kept::Lost;
+                return;
             }
             Err(error) => {
                 tracing::warn!(bot.id = %bot.id, error = %error, "the lease of bot {} could not be prolonged", bot.id);
                 if Instant::now() >= valid_until {
                     bot.halt.cancel();
-                    return Kept::Lost;
+                    return;
                 }
                 continue;
             }
@@ -543,7 +598,7 @@ async fn keep(bot: Arc<HeldBot>, as_begun: Bot, hint: Hint) -> Kept {
                 || now.mode != as_begun.mode
                 || now.token_fingerprint != as_begun.token_fingerprint)
         {
-            return Kept::Changed;
+            changed.cancel();
         }
     }
 }
@@ -551,12 +606,14 @@ async fn keep(bot: Arc<HeldBot>, as_begun: Bot, hint: Hint) -> Kept {
 /// Frees the conversation however the work ends.
 struct Finish {
     bot: Arc<HeldBot>,
-    work: Work,
+    started: Option<Started>,
 }
 
 impl Drop for Finish {
     fn drop(&mut self) {
-        self.bot.dispatcher.finish(&self.work);
+        if let Some(started) = &self.started {
+            self.bot.dispatcher.finish(&started.work);
+        }
     }
 }
 
@@ -566,16 +623,20 @@ async fn run_lane(bot: Arc<HeldBot>, lane: Lane, permits: Arc<Semaphore>, worker
             () = bot.closing.cancelled() => return,
             started = bot.dispatcher.next(lane) => started,
         };
-        let finish = Finish { bot: Arc::clone(&bot), work: started.work.clone() };
+        let mut finish = Finish { bot: Arc::clone(&bot), started: Some(started.clone()) };
         let permit = tokio::select! {
             () = bot.closing.cancelled() => return,
             permit = Arc::clone(&permits).acquire_owned() => permit,
         };
         workers.spawn(async move {
             let _permit = permit;
-            work_off(&finish.bot, &started).await;
-            if !finish.bot.halt.is_cancelled() {
-                finish.bot.queue.remove(&finish.work).await;
+            match work_off(&finish.bot, &started).await {
+                End::Parked { pause, sent } => {
+                    finish.started = None;
+                    finish.bot.dispatcher.park(Started { sent, ..started }, Instant::now() + pause);
+                }
+                End::Done if !finish.bot.halt.is_cancelled() => finish.bot.queue.remove(&started.work).await,
+                End::Done => {}
             }
         });
     }
@@ -610,12 +671,14 @@ async fn drain_queue(bot: Arc<HeldBot>, mode: UpdateMode) {
 
 /// Finds turns that are in the ledger and not in line: Redis lost them, or a process died with them.
 async fn sweep(bot: Arc<HeldBot>) {
+    let mut after = Position(0);
     loop {
         tokio::select! {
             () = bot.closing.cancelled() => return,
             () = tokio::time::sleep(SWEEP) => {}
         }
-        let found = take_up(&bot).await;
+        let mut found = 0;
+        after = take_up(&bot, after, &mut found).await.unwrap_or(Position(0));
         if found > 0 {
             metrics::counter!("botledger_queue_recovered_total").increment(found as u64);
         }
@@ -631,5 +694,23 @@ async fn sweep(bot: Arc<HeldBot>) {
                     .set(fill.age_ms as f64 / 1_000.0);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_failures_in_a_row_and_begin_anew_after_a_good_run() {
+        let max = Duration::from_secs(60);
+        let failed = |ran| Ended::Failed { not_before: None, ran: Duration::from_secs(ran) };
+        assert_eq!(next_try(&failed(0), 0, max), Some((1, Duration::from_secs(1))));
+        assert_eq!(next_try(&failed(0), 3, max), Some((4, Duration::from_secs(8))));
+        assert_eq!(next_try(&failed(0), 30, max), Some((31, max)));
+        assert_eq!(next_try(&failed(3_600), 30, max), Some((1, Duration::from_secs(1))));
+        let told = Ended::Failed { not_before: Some(Duration::from_secs(90)), ran: Duration::ZERO };
+        assert_eq!(next_try(&told, 0, max), Some((1, Duration::from_secs(90))));
+        assert_eq!(next_try(&Ended::Stopped, 5, max), None);
     }
 }

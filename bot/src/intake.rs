@@ -11,7 +11,7 @@ use crate::{
     commands::Command,
     crash,
     dispatcher::Work,
-    fleet::HeldBot,
+    fleet::{Fault, HeldBot},
     telegram::{CallError, ErrorClass},
     update::read_update,
 };
@@ -48,7 +48,7 @@ pub(crate) const ALLOWED_UPDATES: &[&str] = &[
 ];
 
 /// Turns that may wait before a bot stops asking for more.
-const MOST_WAITING: usize = 5_000;
+pub(crate) const MOST_WAITING: usize = 5_000;
 /// After this long without updates every id Telegram had is gone, and ids may begin anew below the
 /// old ones: asking with the old offset would throw them away.
 const FORGET_OFFSET: Duration = Duration::from_secs(25 * 3_600);
@@ -116,7 +116,7 @@ struct Poller<'a> {
     bot: &'a Arc<HeldBot>,
     offset: i64,
     last_update: Instant,
-    /// Updates without id cannot be confirmed and come again and again.
+    /// Updates without id that the last answer held: they cannot be confirmed and come again and again.
     without_id: HashSet<String>,
     failures: u32,
 }
@@ -152,25 +152,19 @@ impl Poller<'_> {
 
     async fn store(&mut self, raws: &[Box<RawValue>]) -> Duration {
         crash::point("intake_fetched");
-        let updates: Vec<_> = raws
-            .iter()
-            .map(|raw| read_update(raw, &self.bot.viewer))
-            .filter(|update| update.update_id.is_some() || !self.without_id.contains(&update.raw))
-            .collect();
+        let mut updates: Vec<_> = raws.iter().map(|raw| read_update(raw, &self.bot.viewer)).collect();
+        let without_id = updates.iter().filter(|update| update.update_id.is_none());
+        let without_id: HashSet<String> = without_id.map(|update| update.raw.clone()).collect();
+        updates.retain(|update| update.update_id.is_some() || !self.without_id.contains(&update.raw));
         if updates.is_empty() {
             return Duration::from_secs(1);
         }
         let highest = updates.iter().filter_map(|update| update.update_id).max();
-        let nameless: Vec<String> = updates
-            .iter()
-            .filter(|update| update.update_id.is_none())
-            .map(|update| update.raw.clone())
-            .collect();
         match take_in(self.bot, updates).await {
             Ok(()) => {
                 self.failures = 0;
                 self.last_update = Instant::now();
-                self.without_id.extend(nameless);
+                self.without_id = without_id;
                 if let Some(highest) = highest {
                     self.offset = highest + 1;
                 }
@@ -190,7 +184,7 @@ impl Poller<'_> {
         };
         match refusal.class {
             ErrorClass::Credential => {
-                self.bot.fault(refusal);
+                self.bot.fault(Fault::token(refusal));
                 Duration::from_secs(60)
             }
             // Told to a poll that begins ("webhook is active") and to one that waited ("setWebhook").
@@ -244,8 +238,9 @@ pub(crate) async fn hand_over(
             Some(Work { turn: one.turn, conversation, lane, stops, entry: None })
         })
         .collect();
-    if !works.is_empty() {
-        deps.queue(bot).push(&works).await;
+    if !works.is_empty() && !deps.queue(bot).push(&works).await {
+        // Stored it is: its holder finds it in the ledger, which has the order of the conversation.
+        tracing::warn!(bot.id = %bot, "a turn of bot {bot} waits for the sweeper: the queue took nothing");
     }
     Ok(())
 }

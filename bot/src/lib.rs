@@ -22,6 +22,7 @@ mod markup;
 mod pacer;
 mod queue;
 mod runtime;
+mod stranded;
 mod telegram;
 mod texts;
 mod update;

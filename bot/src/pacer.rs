@@ -77,10 +77,10 @@ impl Pacer {
         true
     }
 
-    /// Whether Telegram said when to come back, and it is not yet time.
-    pub(crate) fn is_parked(&self, chat: i64) -> bool {
+    /// How long Telegram still wants to hear nothing for a chat, if it said so.
+    pub(crate) fn parked_for(&self, chat: i64) -> Option<Duration> {
         let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        parked.get(&chat).is_some_and(|until| Instant::now() < *until)
+        parked.get(&chat)?.checked_duration_since(Instant::now())
     }
 
     /// Telegram said when to come back: nobody sends there before.
@@ -134,7 +134,7 @@ mod tests {
     fn a_parked_chat_waits_as_long_as_told() {
         let pacer = Pacer::default();
         pacer.park(5, Duration::from_secs(30));
-        assert!(!pacer.try_edit(5) && pacer.is_parked(5) && !pacer.is_parked(6));
+        assert!(!pacer.try_edit(5) && pacer.parked_for(5).is_some() && pacer.parked_for(6).is_none());
         let wait = pacer.take(5, Instant::now());
         assert!((Duration::from_secs(29)..=Duration::from_secs(31)).contains(&wait), "{wait:?}");
         assert!(pacer.take(6, Instant::now()).is_zero(), "others are not held up");

@@ -115,15 +115,11 @@ impl Queue {
         let reply: Option<StreamReadReply> = self
             .ask(async { redis.xread_options(&keys, &[&cursor.high, &cursor.normal], &options).await })
             .await?;
-        let mut works = Vec::new();
+        let (mut high, mut normal) = (Vec::new(), Vec::new());
         for stream in reply.unwrap_or_default().keys {
-            let (lane, place) = if stream.key == keys[0] {
-                (Lane::High, &mut cursor.high)
-            } else {
-                (Lane::Normal, &mut cursor.normal)
-            };
+            let (lane, entries) =
+                if stream.key == keys[0] { (Lane::High, &mut high) } else { (Lane::Normal, &mut normal) };
             for entry in stream.ids {
-                place.clone_from(&entry.id);
                 let text = |field: &str| {
                     entry.map.get(field).and_then(|value| String::from_redis_value(value.clone()).ok())
                 };
@@ -131,16 +127,19 @@ impl Queue {
                     text("t").and_then(|id| TurnId::parse(&id).ok()),
                     text("c").and_then(|id| ConversationId::parse(&id).ok()),
                 );
-                if let (Some(turn), Some(conversation)) = ids {
-                    let stops = text("s").as_deref() == Some("1");
-                    let number = text("n").and_then(|number| number.parse::<u64>().ok());
-                    let place = (pushed_at(&entry.id), number);
-                    works.push((place, Work { turn, conversation, lane, stops, entry: Some(entry.id) }));
-                }
+                let stops = text("s").as_deref() == Some("1");
+                let number = text("n").and_then(|number| number.parse().ok());
+                let id = entry.id.clone();
+                let work = match ids {
+                    (Some(turn), Some(conversation)) => {
+                        Some(Work { turn, conversation, lane, stops, entry: Some(entry.id) })
+                    }
+                    _ => None,
+                };
+                entries.push(Entry { place: (pushed_at(&id), number), id, work });
             }
         }
-        works.sort_by_key(|(place, _)| *place);
-        Some(works.into_iter().map(|(_, work)| work).collect())
+        Some(merge(high, normal, BATCH, cursor))
     }
 
     /// Waits until something was pushed by this process, or until the pause is over.
@@ -164,6 +163,15 @@ impl Queue {
         }
     }
 
+    /// Turns in both lanes; none when Redis gives no answer.
+    pub(crate) async fn depth(&self) -> usize {
+        let Some(mut redis) = self.redis.clone() else { return 0 };
+        let mut pipe = redis::pipe();
+        pipe.xlen(self.key(Lane::High)).xlen(self.key(Lane::Normal));
+        let depths: Option<(usize, usize)> = self.ask(async { pipe.query_async(&mut redis).await }).await;
+        depths.map_or(0, |(high, normal)| high + normal)
+    }
+
     /// How full a lane is; absent when Redis gives no answer. `now_ms` is Unix time in milliseconds.
     pub(crate) async fn fill(&self, lane: Lane, now_ms: u64) -> Option<Fill> {
         let mut redis = self.redis.clone()?;
@@ -177,7 +185,80 @@ impl Queue {
     }
 }
 
+struct Entry {
+    /// When it was pushed, and as the how manieth.
+    place: (Option<u64>, Option<u64>),
+    id: String,
+    /// Absent when it is none of ours.
+    work: Option<Work>,
+}
+
+/// Both lanes in the order of their pushing, and the cursor behind what was taken. What came after
+/// the end of a lane that may go on (it gave as much as was asked for) is left for the next reading.
+fn merge(mut high: Vec<Entry>, mut normal: Vec<Entry>, full: usize, cursor: &mut Cursor) -> Vec<Work> {
+    let end = |lane: &[Entry]| lane.last().filter(|_| lane.len() >= full).map(|entry| entry.place);
+    let cut = |lane: &mut Vec<Entry>, end| {
+        let kept = lane.iter().take_while(|entry| entry.place <= end).count();
+        lane.truncate(kept);
+    };
+    match (end(&high), end(&normal)) {
+        (Some(high_end), Some(normal_end)) if high_end <= normal_end => cut(&mut normal, high_end),
+        (_, Some(normal_end)) => cut(&mut high, normal_end),
+        (Some(high_end), None) => cut(&mut normal, high_end),
+        (None, None) => {}
+    }
+    for (lane, place) in [(&high, &mut cursor.high), (&normal, &mut cursor.normal)] {
+        if let Some(last) = lane.last() {
+            place.clone_from(&last.id);
+        }
+    }
+    high.append(&mut normal);
+    high.sort_by_key(|entry| entry.place);
+    high.into_iter().filter_map(|entry| entry.work).collect()
+}
+
 /// The time in an entry's id, Unix milliseconds.
 fn pushed_at(id: &str) -> Option<u64> {
     id.split('-').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn entry(at: u64, lane: Lane) -> Entry {
+        let work = Work {
+            turn: TurnId(Uuid::from_u128(at.into())),
+            conversation: ConversationId(Uuid::nil()),
+            lane,
+            stops: false,
+            entry: None,
+        };
+        Entry { place: (Some(at), Some(0)), id: format!("{at}-0"), work: Some(work) }
+    }
+
+    fn read(high: &[u64], normal: &[u64], cursor: &mut Cursor) -> Vec<u128> {
+        let entries = |lane, places: &[u64]| places.iter().map(|at| entry(*at, lane)).collect::<Vec<Entry>>();
+        let works = merge(entries(Lane::High, high), entries(Lane::Normal, normal), 3, cursor);
+        works.iter().map(|work| work.turn.uuid().as_u128()).collect()
+    }
+
+    #[test]
+    fn a_command_behind_a_backlog_waits_for_the_texts_before_it() {
+        let mut cursor = Cursor::default();
+        assert_eq!(read(&[2, 5], &[1, 3, 4], &mut cursor), [1, 2, 3, 4], "5 came after a lane's end");
+        assert_eq!((cursor.high.as_str(), cursor.normal.as_str()), ("2-0", "4-0"));
+        assert_eq!(read(&[5], &[6], &mut cursor), [5, 6]);
+        assert_eq!((cursor.high.as_str(), cursor.normal.as_str()), ("5-0", "6-0"));
+    }
+
+    #[test]
+    fn of_two_full_lanes_the_one_that_ends_first_is_read_to_its_end() {
+        let mut cursor = Cursor::default();
+        assert_eq!(read(&[1, 2, 9], &[3, 4, 5], &mut cursor), [1, 2, 3, 4, 5]);
+        assert_eq!((cursor.high.as_str(), cursor.normal.as_str()), ("2-0", "5-0"));
+        assert_eq!(read(&[7, 8, 9], &[], &mut cursor), [7, 8, 9]);
+    }
 }

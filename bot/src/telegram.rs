@@ -117,6 +117,9 @@ pub struct Refusal {
     pub migrate_to: Option<i64>,
 }
 
+/// Longest pause that is believed; after it Telegram is asked again.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(86_400);
+
 /// Why a call gave no result. Never holds the token: the addresses of failed requests would.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
@@ -258,7 +261,7 @@ impl Telegram {
                     description,
                     retry_after: parameters
                         .and_then(|parameters| parameters.retry_after)
-                        .map(Duration::from_secs),
+                        .map(|seconds| Duration::from_secs(seconds).min(LONGEST_RETRY_AFTER)),
                     migrate_to,
                 }))
             }

@@ -1,6 +1,7 @@
 //! What people read, in English and Russian. Texts are Markdown; personal words are put in by the
 //! caller and escaped here.
 
+use botledger_commands::Found;
 use botledger_domain::{Language, quota::QuotaLeft, turn::RefusalReason};
 use chrono::{DateTime, Utc};
 
@@ -196,7 +197,25 @@ pub(crate) fn search_usage(language: Language) -> String {
     .to_owned()
 }
 
-pub(crate) fn found(language: Language, number: usize, words: &str) -> String {
+/// What heads the matches of a search. Where it did not look at everything, it says so.
+pub(crate) fn found(language: Language, found: &Found, words: &str) -> String {
+    let number = found.said.len();
+    let heading = matches(language, number, words);
+    let (scanned, count) = (found.scanned, u64::try_from(found.scanned).unwrap_or(u64::MAX));
+    match (language, found.resume) {
+        (_, None) => heading,
+        (Language::En, Some(_)) => {
+            let noun = if scanned == 1 { "exchange" } else { "exchanges" };
+            format!("{heading}\nI looked at the newest {scanned} {noun}; there are older ones.")
+        }
+        (Language::Ru, Some(_)) => {
+            let noun = plural(count, "обмен репликами", "обмена репликами", "обменов репликами");
+            format!("{heading}\nПросмотрено с конца: {scanned} {noun}; есть и более ранние.")
+        }
+    }
+}
+
+fn matches(language: Language, number: usize, words: &str) -> String {
     let words = escape(words);
     match (language, number) {
         (Language::En, 0) => format!("Nothing found for “{words}”."),
@@ -398,6 +417,11 @@ pub(crate) fn failure(language: Language, code: &str) -> String {
             "The conversation has grown too long for the model. /new begins a fresh session.",
             "Беседа стала слишком длинной для модели. /new начнёт новую.",
         ),
+        "BOT_STOPPED" => pick(
+            language,
+            "The bot was stopped before it could answer. Please ask again.",
+            "Бот был остановлен, не успев ответить. Спросите, пожалуйста, ещё раз.",
+        ),
         "LLM_DEADLINE_EXCEEDED" | "LLM_IDLE_TIMEOUT" => pick(
             language,
             "The model took too long to answer. Please try again in a moment.",
@@ -414,7 +438,16 @@ pub(crate) fn failure(language: Language, code: &str) -> String {
             "Модель сейчас не может ответить. Попробуйте, пожалуйста, через минуту.",
         ),
     };
-    format!("⚠️ {text}{unused}")
+    // In the midst of an answer, what the model has read and written is paid for.
+    let midway = matches!(
+        code,
+        "LLM_DEADLINE_EXCEEDED"
+            | "LLM_IDLE_TIMEOUT"
+            | "LLM_INTERRUPTED"
+            | "LLM_MALFORMED"
+            | "LLM_ANSWER_TOO_LARGE"
+    );
+    format!("⚠️ {text}{}", if midway { "" } else { unused })
 }
 
 #[cfg(test)]

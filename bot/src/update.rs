@@ -5,12 +5,12 @@
 
 use botledger_commands::{IncomingKind, IncomingUpdate, PersonFacts};
 use botledger_domain::turn::{Ask, ChatKind, Lane};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::commands::Command;
+use crate::{commands::Command, intake::ALLOWED_UPDATES};
 
 /// The parts of a message that matter here.
 #[derive(Deserialize)]
@@ -135,12 +135,15 @@ pub fn read_update(raw: &RawValue, viewer: &Viewer) -> IncomingUpdate {
     let Some(update_id) = object.get("update_id").and_then(Value::as_i64) else {
         return unreadable(None, "no update_id");
     };
-    let Some((kind, content)) =
-        object.iter().find(|(key, content)| *key != "update_id" && content.is_object())
-    else {
+    let content = |kind: &str| object.get(kind).filter(|content| content.is_object());
+    // A kind of the Bot API counts before anything that stands beside it.
+    let known = ALLOWED_UPDATES.iter().find_map(|kind| Some((*kind, content(kind)?)));
+    let any =
+        object.keys().filter(|key| *key != "update_id").find_map(|key| Some((key.as_str(), content(key)?)));
+    let Some((kind, content)) = known.or(any) else {
         return unreadable(Some(update_id), "no content");
     };
-    let read = match kind.as_str() {
+    let read = match kind {
         "message" => MessageView::deserialize(content).map(|message| read_message(message, content, viewer)),
         "callback_query" => {
             CallbackView::deserialize(content).map(|callback| read_callback(callback, content))
@@ -153,8 +156,11 @@ pub fn read_update(raw: &RawValue, viewer: &Viewer) -> IncomingUpdate {
     }
 }
 
+/// What is before 1970 or after 9999 is no date: neither databases nor clients take it.
 fn moment(unix_seconds: i64) -> DateTime<Utc> {
-    DateTime::from_timestamp(unix_seconds, 0).unwrap_or(DateTime::UNIX_EPOCH)
+    DateTime::from_timestamp(unix_seconds, 0)
+        .filter(|moment| (1970..=9999).contains(&moment.year()))
+        .unwrap_or(DateTime::UNIX_EPOCH)
 }
 
 /// The update's own date, the same on every delivery: it is part of the turn's identity.
@@ -242,8 +248,18 @@ fn command_of(message: &MessageView, viewer: &Viewer) -> Addressed {
 
 fn is_meant(message: &MessageView, text: &str, viewer: &Viewer) -> bool {
     let replied = message.reply_to_message.as_ref().and_then(|reply| reply.from.as_ref());
-    replied.is_some_and(|user| user.id == viewer.telegram_id)
-        || text.to_ascii_lowercase().contains(&format!("@{}", viewer.username.to_ascii_lowercase()))
+    replied.is_some_and(|user| user.id == viewer.telegram_id) || mentions(text, &viewer.username)
+}
+
+/// Whether `@username` stands in a text as a word of its own.
+fn mentions(text: &str, username: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    let mention = format!("@{}", username.to_ascii_lowercase());
+    let in_word = |letter: char| letter.is_alphanumeric() || letter == '_';
+    text.match_indices(&mention).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + mention.len()..]);
+        !before.ends_with(in_word) && !after.starts_with(in_word)
+    })
 }
 
 fn read_callback(callback: CallbackView, content: &Value) -> (DateTime<Utc>, IncomingKind) {
@@ -368,6 +384,8 @@ mod tests {
         let text = |text: &str| message(group.clone(), serde_json::json!({"text": text}));
         assert_eq!(ask(&text("hello all")), None);
         assert_eq!(ask(&text("hello @demobot")), Some(Ask::Text));
+        assert_eq!(ask(&text("@DemoBot, привет")), Some(Ask::Text));
+        assert_eq!(ask(&text("hello @demobot2 and a@demobot")), None);
         let elsewhere = serde_json::json!({
             "text": "/start@OtherBot", "entities": [{"type": "bot_command", "offset": 0, "length": 15}]
         });
@@ -375,6 +393,31 @@ mod tests {
         let reply =
             serde_json::json!({"text": "yes", "reply_to_message": {"from": {"id": 42, "is_bot": true}}});
         assert_eq!(ask(&message(group, reply)), Some(Ask::Text));
+    }
+
+    #[test]
+    fn a_known_kind_counts_whatever_stands_beside_it() {
+        let private = serde_json::json!({"id": 9, "type": "private"});
+        let mut update = message(private, serde_json::json!({"text": "hello"}));
+        update["extra"] = serde_json::json!({"beside": true});
+        assert_eq!(ask(&update), Some(Ask::Text));
+    }
+
+    #[test]
+    fn a_date_that_no_calendar_has_becomes_the_epoch() {
+        let private = serde_json::json!({"id": 9, "type": "private"});
+        for (date, year) in [
+            (300_000_000_000i64, 1970),
+            (-5_000_000_000, 1970),
+            (i64::MAX, 1970),
+            (253_402_300_799, 9999),
+            (1_700_000_000, 2023),
+        ] {
+            let sent = message(private.clone(), serde_json::json!({"text": "hello", "date": date}));
+            assert_eq!(read(&sent).date.year(), year, "{date}");
+            let post = serde_json::json!({"update_id": 5, "channel_post": {"edit_date": date}});
+            assert_eq!(read(&post).date.year(), year, "{date}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use subtle::ConstantTimeEq;
 
 use crate::{
     fleet::{Deps, Fleet},
+    intake::{MOST_WAITING, hand_over, take_in},
     update::{Viewer, read_update},
 };
 
@@ -71,6 +72,15 @@ impl Webhooks {
         if bot.mode != UpdateMode::Webhook || bot.status != BotStatus::Running || bot.holder.is_none() {
             return Ok(LATER);
         }
+        let fence = Fence { epoch: bot.lease_epoch };
+        let held = self.fleet.held(id).filter(|held| held.fence == fence);
+        let waiting = match &held {
+            Some(held) => held.dispatcher.waiting(),
+            None => self.deps.queue(id).depth().await,
+        };
+        if waiting > MOST_WAITING {
+            return Ok(LATER);
+        }
         let text = String::from_utf8_lossy(body).into_owned();
         // What is no JSON is kept as a JSON text, so that nothing that came with the right secret is lost.
         let raw = match RawValue::from_string(text) {
@@ -82,10 +92,9 @@ impl Webhooks {
             username: bot.username.as_ref().map_or_else(String::new, |name| name.as_str().to_owned()),
         };
         let update = read_update(&raw, &viewer);
-        let fence = Fence { epoch: bot.lease_epoch };
-        match self.fleet.held(id) {
-            Some(held) if held.fence == fence => crate::intake::take_in(&held, vec![update]).await?,
-            _ => crate::intake::hand_over(&self.deps, id, fence, update).await?,
+        match held {
+            Some(held) => take_in(&held, vec![update]).await?,
+            None => hand_over(&self.deps, id, fence, update).await?,
         }
         Ok(STORED)
     }

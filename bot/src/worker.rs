@@ -1,14 +1,20 @@
 //! Takes one turn from received to delivered. Every step reads the turn's phase from the ledger first,
 //! so it does not matter who did the step before, or how they ended.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use botledger_commands::{BodyContent, Caller, CommandError, Decision, StepOutcome, TurnFailure};
 use botledger_domain::{
     Language,
     turn::{Ask, ChatKind, Message, ReplySource, Turn, TurnError, TurnPhase},
 };
-use botledger_llm::{ChatEvent, Completion, FinishReason, LlmError, LlmFailure};
+use botledger_llm::{ChatEvent, Completion, FinishReason, LlmError, LlmFailure, Usage};
 use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,7 +24,7 @@ use crate::{
     commands::{Button, Command, keyboard},
     crash,
     dispatcher::Started,
-    fleet::HeldBot,
+    fleet::{Fault, HeldBot},
     markup::{Formatted, MESSAGE_CHARS, format, split},
     telegram::{CallError, ErrorClass, Refusal},
     texts,
@@ -32,46 +38,68 @@ enum Next {
     Again,
     /// Nothing more to do for it here.
     Done,
+    /// Its chat takes nothing for that long.
+    Park(Duration),
+}
+
+/// What became of a turn that was worked on.
+pub(crate) enum End {
+    /// Nothing more to do for it here.
+    Done,
+    /// To be gone on with after that long; these messages of its answer have arrived.
+    Parked { pause: Duration, sent: Vec<i64> },
 }
 
 /// Failures in a row after which a step that is not the database's fault is given up.
 const PATIENCE: u32 = 6;
-/// Longest pause Telegram may ask for before a reply is given up.
-const LONGEST_PARK: Duration = Duration::from_secs(3_600);
+/// A turn that has to wait longer than this for its chat lets others of the process go on meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Telegram's own failures in a row before a reply is given up.
 const SERVER_FAILURES: u32 = 8;
 /// An answer that takes longer than this is shown while it is being written.
 const SHOW_AFTER: Duration = Duration::from_millis(1_000);
+/// What the gate misses when a message was erased.
+const MESSAGE_BODY: &str = "message body";
 /// Edits of a streamed answer that hang longer than this are left out.
 const EDIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Works a turn off; comes back when it is ended, or when the bot is halted.
-pub(crate) async fn work_off(bot: &Arc<HeldBot>, started: &Started) {
-    let worker = Worker { bot, started, caller: Caller::system("worker", started.work.turn.uuid()) };
+pub(crate) async fn work_off(bot: &Arc<HeldBot>, started: &Started) -> End {
+    let mut worker = Worker {
+        bot,
+        started,
+        caller: Caller::system("worker", started.work.turn.uuid()),
+        lost: AtomicBool::new(false),
+        sent: started.sent.clone(),
+    };
     let mut failures = 0;
-    while !bot.halt.is_cancelled() {
+    // Whoever comes next does not know that a send was lost: that much is still recorded.
+    while !bot.halt.is_cancelled() || worker.lost.load(Ordering::Relaxed) {
         match worker.advance().await {
-            Ok(Next::Done) => return,
+            Ok(Next::Done) => return End::Done,
             Ok(Next::Again) => failures = 0,
+            Ok(Next::Park(pause)) => return End::Parked { pause, sent: worker.sent },
             Err(error) => {
                 failures += 1;
                 let transient = matches!(error, CommandError::Unavailable { .. });
+                let broken = matches!(error, CommandError::Broken { .. });
                 tracing::warn!(
                     bot.id = %bot.id, turn.id = %started.work.turn, failures, error = %chain(&error),
                     "a step of a turn failed"
                 );
-                if !transient && failures >= PATIENCE {
+                if broken || (!transient && failures >= PATIENCE) {
                     worker.give_in(&error).await;
-                    return;
+                    return End::Done;
                 }
                 let pause = Duration::from_millis(100) * 2u32.saturating_pow(failures.min(6));
                 tokio::select! {
-                    () = bot.halt.cancelled() => return,
+                    () = bot.halt.cancelled() => return End::Done,
                     () = tokio::time::sleep(pause) => {}
                 }
             }
         }
     }
+    End::Done
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -93,12 +121,17 @@ struct Worker<'a> {
     bot: &'a Arc<HeldBot>,
     started: &'a Started,
     caller: Caller,
+    /// Whether a message was sent of which nobody knows if it arrived.
+    lost: AtomicBool,
+    /// Messages of the answer that have arrived.
+    sent: Vec<i64>,
 }
 
 /// How a send ended without a message.
 enum SendEnd {
     GaveUp(Refusal),
     Unknown,
+    Parked(Duration),
     Halted,
 }
 
@@ -108,7 +141,7 @@ struct Sent {
 }
 
 impl Worker<'_> {
-    async fn advance(&self) -> Result<Next, StepError> {
+    async fn advance(&mut self) -> Result<Next, StepError> {
         let turn = self.bot.deps.app.turns.load(self.started.work.turn).await?.state;
         let Some(message) = turn.message.clone() else { return Ok(Next::Done) };
         match (turn.phase, &message.ask) {
@@ -136,18 +169,29 @@ impl Worker<'_> {
 
     /// The turn cannot go on and trying again does not help.
     async fn give_in(&self, error: &StepError) {
-        let failure = TurnFailure { code: error.code().to_owned(), detail: error.to_string(), used: None };
-        let turns = &self.bot.deps.app.turns;
-        let failed = turns.fail(&self.caller, self.started.work.turn, self.bot.fence, failure).await;
-        if let Err(error) = failed {
-            tracing::error!(turn.id = %self.started.work.turn, error = %chain(&error), "a turn is stuck");
+        let failure = TurnFailure { code: error.code().to_owned(), detail: chain(error), used: None };
+        let (turns, turn, fence) = (&self.bot.deps.app.turns, self.started.work.turn, self.bot.fence);
+        let ended = match turns.fail(&self.caller, turn, fence, failure).await {
+            // It has its answer, which cannot be brought to anybody.
+            Ok(StepOutcome::AlreadyPast(phase)) if phase.is_open() => {
+                turns.give_up(&self.caller, turn, fence, "broken", 0, &error.to_string()).await
+            }
+            ended => ended,
+        };
+        if let Err(error) = ended {
+            tracing::error!(turn.id = %turn, error = %chain(&error), "a turn is stuck");
         }
     }
 
-    async fn fail(&self, code: &str, detail: String) -> Result<Next, StepError> {
-        let failure = TurnFailure { code: code.to_owned(), detail, used: None };
+    async fn fail(&self, code: &str, detail: String, used: Option<Usage>) -> Result<Next, StepError> {
+        let used = used.map(|used| (used.prompt_tokens, used.completion_tokens));
+        let failure = TurnFailure { code: code.to_owned(), detail, used };
         self.bot.deps.app.turns.fail(&self.caller, self.started.work.turn, self.bot.fence, failure).await?;
         Ok(Next::Again)
+    }
+
+    async fn miss_the_message(&self) -> Result<Next, StepError> {
+        self.fail("BODY_ERASED", "the message is no longer there".to_owned(), None).await
     }
 
     // ---- answers of a model ----
@@ -155,12 +199,16 @@ impl Worker<'_> {
     async fn ask_model(&self) -> Result<Next, StepError> {
         let begun = Instant::now();
         let decision =
-            self.bot.deps.app.gate.decide(&self.caller, self.started.work.turn, self.bot.fence).await?;
+            self.bot.deps.app.gate.decide(&self.caller, self.started.work.turn, self.bot.fence).await;
+        let decision = match decision {
+            Err(CommandError::NotFound { what: MESSAGE_BODY }) => return self.miss_the_message().await,
+            decision => decision?,
+        };
         stage("gate", begun.elapsed().as_secs_f64());
         crash::point("decided");
         let Decision::Admitted(admitted) = decision else { return Ok(Next::Again) };
         let Some(destination) = self.destination(&admitted.message).await? else {
-            return self.fail("BODY_ERASED", "the message is no longer there".to_owned()).await;
+            return self.miss_the_message().await;
         };
         let turn = self.bot.deps.app.turns.load(self.started.work.turn).await?.state;
         let mut screen = Screen {
@@ -177,14 +225,16 @@ impl Worker<'_> {
         };
         let typing = self.type_on(&destination);
         let generated = tokio::select! {
-            () = typing => return Ok(Next::Done),
+            never = typing => never,
             generated = self.generate(&admitted.request, &mut screen) => generated,
-            () = self.bot.halt.cancelled() => return Ok(Next::Done),
         };
+        let Some(generated) = generated else { return Ok(Next::Done) };
         crash::point("generated");
         let (text, completion) = match generated {
             Ok(generated) => generated,
-            Err(failure) => return self.fail(failure.error.code(), failure.to_string()).await,
+            Err(failure) => {
+                return self.fail(failure.error.code(), failure.to_string(), failure.used).await;
+            }
         };
         stage("generate", completion.total.as_secs_f64());
         let text = match (text.trim().is_empty(), completion.finish) {
@@ -213,19 +263,36 @@ impl Worker<'_> {
         Ok(Next::Again)
     }
 
+    /// Asks the model and shows what comes; nothing when the bot was halted before the end. A message
+    /// on its way is waited for all the same: what nobody waits for may arrive and be sent again.
     async fn generate(
         &self,
         request: &botledger_llm::ChatRequest,
         screen: &mut Screen<'_>,
-    ) -> Result<(String, Completion), LlmFailure> {
+    ) -> Option<Result<(String, Completion), LlmFailure>> {
         let begun = Instant::now();
         let deadline = begun + self.bot.deps.config.answer_deadline;
-        let mut stream =
-            self.bot.deps.provider.chat(request.clone(), self.started.stop.clone(), deadline).await?;
+        let asked = self.bot.deps.provider.chat(request.clone(), self.started.stop.clone(), deadline);
+        let mut stream = match asked.await {
+            Ok(stream) => stream,
+            Err(error) => return Some(Err(error.into())),
+        };
         let mut text = String::new();
-        while let Some(piece) = stream.next().await {
-            match piece? {
-                ChatEvent::Text(more) => {
+        loop {
+            let lost = self.lost.load(Ordering::Relaxed);
+            if lost {
+                // Whatever is written from here on, nobody will be sent.
+                self.started.stop.cancel();
+            }
+            let piece = tokio::select! {
+                piece = stream.next() => piece,
+                () = self.bot.halt.cancelled(), if !lost => return None,
+            };
+            match piece {
+                None => return Some(Err(LlmError::Interrupted.into())),
+                Some(Err(failure)) => return Some(Err(failure)),
+                Some(Ok(ChatEvent::Done(completion))) => return Some(Ok((text, completion))),
+                Some(Ok(ChatEvent::Text(more))) => {
                     if text.is_empty() {
                         stage("first_text", begun.elapsed().as_secs_f64());
                         crash::point("first_text");
@@ -233,20 +300,18 @@ impl Worker<'_> {
                     text.push_str(&more);
                     screen.show(&text).await;
                 }
-                ChatEvent::Done(completion) => return Ok((text, completion)),
             }
         }
-        Err(LlmError::Interrupted.into())
     }
 
-    /// Repeats the typing action; it lasts five seconds. Never ends by itself.
-    async fn type_on(&self, destination: &Destination) {
+    /// Repeats the typing action; it lasts five seconds.
+    async fn type_on(&self, destination: &Destination) -> ! {
         let mut parameters = json!({"chat_id": destination.chat, "action": "typing"});
         if let Some(thread) = destination.thread {
             parameters["message_thread_id"] = thread.into();
         }
         loop {
-            if !self.bot.pacer.is_parked(destination.chat) {
+            if self.bot.pacer.parked_for(destination.chat).is_none() {
                 // Decoration: whether it arrives does not matter.
                 let _ = self.call::<Value>("sendChatAction", &parameters, EDIT_PATIENCE).await;
             }
@@ -263,7 +328,7 @@ impl Worker<'_> {
             return Ok(Next::Again);
         }
         let Some(BodyContent::Update { text, .. }) = app.turns.open_body(message.body.body_id).await? else {
-            return self.fail("BODY_ERASED", "the message is no longer there".to_owned()).await;
+            return self.miss_the_message().await;
         };
         let text = text.unwrap_or_default();
         let begun = Instant::now();
@@ -339,8 +404,8 @@ impl Worker<'_> {
             }
             Command::Search if argument.is_empty() => texts::search_usage(language),
             Command::Search => {
-                let said = app.histories.search(message.conversation, argument, None, 10).await?;
-                self.listed(&texts::found(language, said.len(), argument), language, &said)
+                let found = app.histories.search(message.conversation, argument, None, 10).await?;
+                self.listed(&texts::found(language, &found, argument), language, &found.said)
             }
             Command::New => {
                 let opened = app
@@ -440,10 +505,14 @@ impl Worker<'_> {
         })
     }
 
-    async fn deliver(&self, turn: &Turn, message: &Message) -> Result<Next, StepError> {
+    async fn deliver(&mut self, turn: &Turn, message: &Message) -> Result<Next, StepError> {
         let begun = Instant::now();
         let app = &self.bot.deps.app;
         let (turns, id, fence) = (&app.turns, self.started.work.turn, self.bot.fence);
+        if self.lost.load(Ordering::Relaxed) {
+            self.lose_outcome().await;
+            return Ok(Next::Done);
+        }
         let Some(mut destination) = self.destination(message).await? else {
             turns.give_up(&self.caller, id, fence, "erased", 0, "the message is no longer there").await?;
             return Ok(Next::Done);
@@ -475,13 +544,12 @@ impl Worker<'_> {
             // Nothing but markup: shown as it was written.
             pieces = split(&Formatted::plain(if text.trim().is_empty() { "…" } else { &text }));
         }
-        let mut message_ids = Vec::with_capacity(pieces.len());
         let last = pieces.len() - 1;
         let mut end = None;
-        for (place, piece) in pieces.iter().enumerate() {
+        for (place, piece) in pieces.iter().enumerate().skip(self.sent.len()) {
             let buttons = buttons.as_ref().filter(|_| place == last);
             let edited = match turn.started_message.filter(|_| place == 0) {
-                Some(started) => self.edit(&destination, started, piece, buttons).await,
+                Some(started) => self.edit(&mut destination, started, piece, buttons).await,
                 None => Ok(None),
             };
             let sent = match edited {
@@ -490,7 +558,7 @@ impl Worker<'_> {
                 Err(end) => Err(end),
             };
             match sent {
-                Ok(message_id) => message_ids.push(message_id),
+                Ok(message_id) => self.sent.push(message_id),
                 Err(failed) => {
                     end = Some(failed);
                     break;
@@ -499,8 +567,9 @@ impl Worker<'_> {
         }
         crash::point("sent");
         match end {
-            None => self.insist(|| turns.deliver(&self.caller, id, fence, message_ids.clone())).await,
+            None => self.insist(|| turns.deliver(&self.caller, id, fence, self.sent.clone())).await,
             Some(SendEnd::Halted) => return Ok(Next::Done),
+            Some(SendEnd::Parked(pause)) => return Ok(Next::Park(pause)),
             Some(SendEnd::GaveUp(refusal)) => {
                 tracing::info!(
                     turn.id = %id, code = refusal.code, class = refusal.class.as_str(),
@@ -512,12 +581,7 @@ impl Worker<'_> {
                 })
                 .await;
             }
-            Some(SendEnd::Unknown) => {
-                self.insist(|| {
-                    turns.lose_outcome(&self.caller, id, fence, "the answer to a send never came")
-                })
-                .await;
-            }
+            Some(SendEnd::Unknown) => self.lose_outcome().await,
         }
         crash::point("delivered");
         stage("deliver", begun.elapsed().as_secs_f64());
@@ -525,6 +589,13 @@ impl Worker<'_> {
             stage("total", self.seconds_since(received_at));
         }
         Ok(Next::Done)
+    }
+
+    async fn lose_outcome(&self) {
+        let turns = &self.bot.deps.app.turns;
+        let (turn, fence) = (self.started.work.turn, self.bot.fence);
+        self.insist(|| turns.lose_outcome(&self.caller, turn, fence, "the answer to a send never came"))
+            .await;
     }
 
     /// Records what has happened outside already: tried until it stands, because doing the step again
@@ -554,7 +625,7 @@ impl Worker<'_> {
         if let Err(CallError::Refused(refusal)) = &outcome
             && refusal.class == ErrorClass::Credential
         {
-            self.bot.fault(refusal);
+            self.bot.fault(Fault::token(refusal));
         }
         outcome
     }
@@ -576,10 +647,7 @@ impl Worker<'_> {
         match refusal.class {
             ErrorClass::Rate => {
                 let asked = refusal.retry_after.unwrap_or(Duration::from_secs(5));
-                if asked > LONGEST_PARK {
-                    return Err(SendEnd::GaveUp(refusal));
-                }
-                // The next try waits in the pacer.
+                // The next try waits in the pacer, or in line.
                 self.bot.pacer.park(destination.chat, asked);
                 Ok(())
             }
@@ -597,6 +665,10 @@ impl Worker<'_> {
     }
 
     async fn place(&self, destination: &Destination) -> Result<(), SendEnd> {
+        if let Some(pause) = self.bot.pacer.parked_for(destination.chat).filter(|pause| *pause > LONGEST_WAIT)
+        {
+            return Err(SendEnd::Parked(pause));
+        }
         tokio::select! {
             // Looked at first: whoever has lost the bot sends nothing more.
             biased;
@@ -637,10 +709,11 @@ impl Worker<'_> {
         }
     }
 
-    /// Puts a text into a message that is there. Nothing when that message is gone: then it is sent.
+    /// Puts a text into a message that is there. Nothing when that message is gone, or stayed behind in
+    /// a group that moved: then it is sent.
     async fn edit(
         &self,
-        destination: &Destination,
+        destination: &mut Destination,
         message_id: i64,
         piece: &Formatted,
         buttons: Option<&Value>,
@@ -658,10 +731,16 @@ impl Worker<'_> {
                     failures += 1;
                     self.pause(Duration::from_millis(250) * 2u32.pow(failures.min(7))).await?;
                 }
-                Err(CallError::Refused(refusal)) => match refusal.class {
-                    ErrorClass::SuccessInEffect => return Ok(Some(message_id)),
-                    ErrorClass::TooLate => return Ok(None),
-                    ErrorClass::BadRequest if entities && refusal.description.contains("parse entities") => {
+                Err(CallError::Refused(refusal)) => match (refusal.class, refusal.migrate_to) {
+                    (ErrorClass::SuccessInEffect, _) => return Ok(Some(message_id)),
+                    (ErrorClass::TooLate, _) => return Ok(None),
+                    (ErrorClass::Migrate, Some(chat)) if chat != destination.chat => {
+                        destination.chat = chat;
+                        return Ok(None);
+                    }
+                    (ErrorClass::BadRequest, _)
+                        if entities && refusal.description.contains("parse entities") =>
+                    {
                         entities = false;
                     }
                     _ => self.endure(destination, refusal, &mut failures).await?,
@@ -774,7 +853,13 @@ impl Screen<'_> {
                 self.open = false;
             }
             // The whole answer is delivered later by the careful way; no more showing until then.
-            Err(_) => self.open = false,
+            Err(error) => {
+                self.open = false;
+                let unknown = matches!(error, CallError::Unknown | CallError::Unreadable);
+                if unknown && self.message_id.is_none() {
+                    self.worker.lost.store(true, Ordering::Relaxed);
+                }
+            }
         }
     }
 
@@ -789,7 +874,8 @@ impl Screen<'_> {
 
     async fn begin(&mut self, piece: &Formatted) -> Result<(), CallError> {
         let parameters = send_parameters(self.destination, piece, !piece.entities.is_empty(), None, true);
-        let sent: Sent = self.worker.call("sendMessage", &parameters, EDIT_PATIENCE).await?;
+        let patience = self.worker.bot.deps.config.call_timeout;
+        let sent: Sent = self.worker.call("sendMessage", &parameters, patience).await?;
         crash::point("start_sent");
         self.message_id = Some(sent.message_id);
         let worker = self.worker;

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use botledger_domain::{
     BotId, InstanceId,
-    bot::{BotError, LeaseEnd},
+    bot::{BotError, BotStatus, LeaseEnd},
 };
 use botledger_journal::LeaseOutcome;
 
@@ -35,10 +35,24 @@ impl Bots {
         ttl: Duration,
     ) -> Result<Lease, CommandError<BotError>> {
         let core = self.core();
+        let state = self.get(caller, bot).await?;
+        if state.status != BotStatus::Running {
+            return Err(CommandError::Refused(BotError::NotRunning));
+        }
         match core.journal.acquire_lease(bot, core.instance, ttl).await? {
             LeaseOutcome::Held { instance, time_left, .. } => Ok(Lease::Taken { by: instance, time_left }),
             LeaseOutcome::Acquired { epoch, .. } => {
-                let recorded = self.lease_acquired(caller, bot, epoch).await;
+                // A holder that the ledger still knows never said that it let go.
+                let lost = match state.holder {
+                    Some(_) => {
+                        self.lease_lost(caller, bot, state.lease_epoch, LeaseEnd::Expired).await.map(drop)
+                    }
+                    None => Ok(()),
+                };
+                let recorded = match lost {
+                    Ok(()) => self.lease_acquired(caller, bot, epoch).await,
+                    Err(error) => Err(error),
+                };
                 if recorded.is_err() {
                     // Somebody else may try at once, instead of after the lease has run out.
                     let _ = core.journal.release_lease(bot, epoch).await;

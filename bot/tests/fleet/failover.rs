@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use botledger_commands::{Fence, TurnFailure};
-use botledger_domain::TurnId;
-use botledger_sim::Person;
+use botledger_domain::{Reason, TurnId};
+use botledger_sim::{Fault, FaultKind, Person};
 use sqlx::PgPool;
 
 use crate::world::{Gateway, Held, Instance, Routes, Setup, World, system, until};
@@ -101,6 +101,99 @@ async fn the_turns_of_a_dead_process_are_answered_by_another(pool: PgPool) {
     assert_eq!(world.ended(10).await, [("delivered".to_owned(), 10)].into());
     once_each(&world, &bot, 10);
     for number in 1..=10 {
+        assert_eq!(world.quota(&heir, &Person::number(number)).await.reserved, 0);
+    }
+    let causes: Vec<String> = sqlx::query_scalar(
+        "SELECT payload->>'cause' FROM public.events WHERE event_type = 'bot_lease_lost' ORDER BY position",
+    )
+    .fetch_all(&world.pool)
+    .await
+    .unwrap();
+    assert_eq!(causes, ["expired"], "who died did not say so itself");
+    heir.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_send_on_its_way_is_waited_for_when_a_bot_is_given_up(pool: PgPool) {
+    let world = World::with(pool, short_lease()).await;
+    let one = world.instance();
+    let bot = world.bot(&one, "courteous_bot").await;
+    held_by(&one, &bot).await;
+    let two = world.instance();
+    world.sim.fault(Fault {
+        method: Some("sendMessage".to_owned()),
+        bot: None,
+        chat: None,
+        skip: 0,
+        times: 1,
+        // Longer than the lease and the drain time, shorter than a call may take.
+        fault: FaultKind::Delay { millis: 1_500 },
+    });
+    world.say(&bot, &Person::number(1), "hello");
+    until("the answer is ready", async || (world.events("reply_generated").await == 1).then_some(())).await;
+    one.stop().await;
+    held_by(&two, &bot).await;
+    assert_eq!(world.ended(1).await["delivered"], 1);
+    once_each(&world, &bot, 1);
+    two.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn what_a_stopped_bot_left_open_holds_no_tokens(pool: PgPool) {
+    let world = World::with(pool, short_lease()).await;
+    let one = world.instance();
+    let (stopped, archived) = (world.bot(&one, "stopped_bot").await, world.bot(&one, "archived_bot").await);
+    let person = Person::number(1);
+    world.model.hold();
+    for bot in [&stopped, &archived] {
+        world.say(bot, &person, "hello");
+    }
+    until("the model was asked", async || (world.model.served().len() == 2).then_some(())).await;
+    let reason = || Reason::parse("out of use").unwrap();
+    one.app.bots.stop(&system(), stopped.id, reason()).await.unwrap();
+    one.app.bots.archive(&system(), archived.id, reason()).await.unwrap();
+    until("nobody holds them", async || {
+        let rows = [
+            botledger_projections::bot(&world.pool, stopped.id).await.ok()??,
+            botledger_projections::bot(&world.pool, archived.id).await.ok()??,
+        ];
+        rows.iter().all(|row| row.holder.is_none()).then_some(())
+    })
+    .await;
+    assert!(world.quota(&one, &person).await.reserved > 0, "the turns stand where they stood");
+    let two = world.instance();
+    until("nothing is held", async || (world.quota(&two, &person).await.reserved == 0).then_some(())).await;
+    until("the archived bot has no open turn", async || {
+        (world.events("reply_undeliverable").await == 1).then_some(())
+    })
+    .await;
+    // Whoever asked is told when the bot runs again.
+    two.app.bots.start(&system(), stopped.id).await.unwrap();
+    let texts = world.answers(&stopped, person.id, 1).await;
+    assert!(texts[0].contains("stopped before it could answer"), "{texts:?}");
+    assert_eq!(world.ended(2).await, [("failed".to_owned(), 1), ("undeliverable".to_owned(), 1)].into());
+    one.stop().await;
+    two.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_turn_whose_message_is_damaged_or_erased_ends_instead_of_being_tried_for_ever(pool: PgPool) {
+    let world = World::with(pool, short_lease()).await;
+    let doomed = world.mortal();
+    let bot = world.bot(&doomed, "damaged_bot").await;
+    held_by(&doomed, &bot).await;
+    world.model.hold();
+    for number in 1..=2 {
+        world.say(&bot, &Person::number(number), "hello");
+        let asked = usize::try_from(number).unwrap();
+        until("the model was asked", async || (world.model.served().len() == asked).then_some(())).await;
+    }
+    doomed.kill();
+    world.damage_bodies().await;
+    world.model.release();
+    let heir = world.instance();
+    assert_eq!(world.ended(2).await, [("undeliverable".to_owned(), 2)].into());
+    for number in 1..=2 {
         assert_eq!(world.quota(&heir, &Person::number(number)).await.reserved, 0);
     }
     heir.stop().await;

@@ -197,3 +197,61 @@ async fn stop_ends_an_answer_and_keeps_what_was_written(pool: PgPool) {
     assert!(quota.used > 0 && quota.reserved == 0, "{quota:?}");
     instance.stop().await;
 }
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_first_piece_whose_outcome_is_unknown_ends_the_turn_and_is_never_sent_again(pool: PgPool) {
+    let world = World::with(pool, slow()).await;
+    let instance = world.instance();
+    let bot = world.bot(&instance, "unsure_bot").await;
+    let kinds = [FaultKind::CutAfter, FaultKind::CutBefore, FaultKind::Garbage];
+    for (number, kind) in (1..).zip(kinds) {
+        let person = Person::number(number);
+        let method = Some("sendMessage".to_owned());
+        world.sim.fault(Fault { method, bot: None, chat: Some(person.id), skip: 0, times: 1, fault: kind });
+        world.say(&bot, &person, "a b c d e f g h");
+    }
+    assert_eq!(world.ended(3).await, [("outcome_unknown".to_owned(), 3)].into());
+    let tries = world.sim.log(0).into_iter().filter(|entry| entry.what == "sendMessage").count();
+    assert_eq!(tries, 3, "one try each");
+    // What the model had done by then is paid for, and it did not go on for nobody.
+    let quota = world.quota(&instance, &Person::number(1)).await;
+    assert!(quota.used > 0 && quota.reserved == 0, "{quota:?}");
+    let finish: Vec<String> =
+        sqlx::query_scalar("SELECT DISTINCT finish FROM read.turns").fetch_all(&world.pool).await.unwrap();
+    assert_eq!(finish, ["cancelled"]);
+    instance.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_group_that_moves_while_an_answer_is_shown_gets_the_whole_of_it_at_the_new_place(pool: PgPool) {
+    let world = World::with(pool, slow()).await;
+    let instance = world.instance();
+    let bot = world.bot(&instance, "mover_bot").await;
+    world.sim.say_in("mover_bot", &Person::number(1), group(-7), None, "@mover_bot a b c d").unwrap();
+    until("the answer is shown", async || (world.shown(&bot, -7).len() == 1).then_some(())).await;
+    world.sim.migrate("mover_bot", -7, -1_007);
+    assert_eq!(world.ended(1).await["delivered"], 1);
+    let shown = world.shown(&bot, -1_007);
+    assert!(shown.last().unwrap().text.ends_with("answer at once."), "{shown:?}");
+    instance.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn stop_also_ends_questions_that_wait_for_their_turn(pool: PgPool) {
+    let world = World::new(pool).await;
+    let instance = world.instance();
+    let bot = world.bot(&instance, "queue_bot").await;
+    let person = Person::number(1);
+    world.model.hold();
+    world.say(&bot, &person, "one");
+    until("the model was asked", async || (world.model.served().len() == 1).then_some(())).await;
+    for text in ["two", "three", "/stop"] {
+        world.say(&bot, &person, text);
+    }
+    let texts = world.answers(&bot, person.id, 4).await;
+    assert_eq!(texts, ["(stopped)", "(stopped)", "(stopped)", "Stopped."]);
+    assert_eq!(world.model.served().len(), 1, "nobody asked it for what was stopped before");
+    world.ended(4).await;
+    assert_eq!(world.quota(&instance, &person).await.reserved, 0);
+    instance.stop().await;
+}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use botledger_domain::bot::{BotSettings, UpdateMode};
 use botledger_sim::{Fault, FaultKind, Person};
 use serde_json::json;
 use sqlx::PgPool;
@@ -227,5 +228,49 @@ async fn polls_and_beginnings_wait_as_long_as_they_are_told(pool: PgPool) {
             world.sim.log(0).iter().filter(|entry| entry.what == method).map(|entry| entry.at_ms).collect();
         assert!(at[1] - at[0] >= 1_000, "{method}: {at:?}");
     }
+    instance.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_chat_that_has_to_wait_leaves_its_place_to_others(pool: PgPool) {
+    let mut setup = Setup::default();
+    setup.bots.max_concurrent_turns = 1;
+    let world = World::with(pool, setup).await;
+    let instance = world.instance();
+    let bot = world.bot(&instance, "patient_bot").await;
+    let (told, exiled, other) = (Person::number(1), Person::number(2), Person::number(3));
+    for (person, seconds) in [(&told, 2), (&exiled, 7_200)] {
+        let wait = status(429, "Too Many Requests", Some(seconds));
+        world.sim.fault(Fault { chat: Some(person.id), ..fault("sendMessage", 1, wait) });
+        world.say(&bot, person, "hello");
+    }
+    let refused = |entry: &&botledger_sim::LogEntry| entry.outcome == "429";
+    until("both were told", async || (world.sim.log(0).iter().filter(refused).count() == 2).then_some(()))
+        .await;
+    world.ask(&bot, &other, "quick").await;
+    assert!(world.shown(&bot, told.id).is_empty(), "the only place was free");
+    world.answers(&bot, told.id, 1).await;
+    assert!(world.sim.log(0).iter().all(|entry| !entry.during_retry_after));
+    // Two hours are no reason to throw an answer away.
+    assert_eq!(world.events("reply_undeliverable").await, 0);
+    assert_eq!(world.events("reply_generated").await, 3);
+    instance.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn an_answer_that_had_to_wait_in_its_middle_goes_on_where_it_was(pool: PgPool) {
+    let world = World::new(pool).await;
+    let instance = world.instance();
+    let settings = BotSettings { context_tokens: 65_536, max_answer_tokens: 8_192, ..BotSettings::default() };
+    let bot = world.bot_with(&instance, "middle_bot", UpdateMode::Polling, settings).await;
+    let person = Person::number(1);
+    let wait = status(429, "Too Many Requests: retry after 2", Some(2));
+    world.sim.fault(Fault { skip: 1, ..fault("sendMessage", 1, wait) });
+    world.say(&bot, &person, &"🎉 ".repeat(2_040));
+    assert_eq!(world.ended(1).await["delivered"], 1);
+    let sent = world.sent(&bot);
+    assert_eq!(sent.len(), 2, "the first half is not sent twice");
+    let outcomes = world.sim.log(0).into_iter().filter(|entry| entry.what == "sendMessage");
+    assert_eq!(outcomes.map(|entry| entry.outcome).collect::<Vec<_>>(), ["ok", "429", "ok"]);
     instance.stop().await;
 }

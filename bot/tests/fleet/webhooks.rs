@@ -235,3 +235,64 @@ async fn without_redis_the_ledger_alone_tells_the_holder_also_to_stop(pool: PgPo
     other.stop().await;
     holder.stop().await;
 }
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_webhook_bot_without_a_public_address_stops_with_a_reason_and_polling_revives_it(pool: PgPool) {
+    let world = World::new(pool).await;
+    let instance = world.instance();
+    let settings = BotSettings::default();
+    let bot = world.bot_with(&instance, "homeless_bot", UpdateMode::Webhook, settings.clone()).await;
+    let reason = world.status(&bot, "faulted").await.unwrap();
+    let expected = "WEBHOOK_BASE_URL_MISSING: set telegram.webhook_base_url or switch the bot to polling";
+    assert_eq!(reason, expected);
+    until("it was let go of", async || (world.events("bot_lease_lost").await == 1).then_some(())).await;
+    let system = crate::world::system();
+    instance.app.bots.configure(&system, bot.id, settings, UpdateMode::Polling).await.unwrap();
+    instance.app.bots.start(&system, bot.id).await.unwrap();
+    let answer = world.ask(&bot, &Person::number(1), "hello").await;
+    assert!(answer.contains("hello"), "{answer}");
+    assert_eq!(world.events("bot_lease_acquired").await, 2, "it was not tried over and over");
+    instance.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_bot_with_too_much_in_line_sends_calls_away_until_it_has_caught_up(pool: PgPool) {
+    let front = Front::open().await;
+    let world = World::with(pool, front.setup()).await;
+    let holder = world.instance();
+    front.lead_to(&holder);
+    let bot = hooked(&world, &holder, "crowded_bot").await;
+    let secret = holder.app.bots.webhook_secret(bot.id).await.unwrap();
+    let other = world.instance();
+    world.model.hold();
+    world.say(&bot, &Person::number(1), "hello");
+    until("the model was asked", async || (world.model.served().len() == 1).then_some(())).await;
+    let row = botledger_projections::turns_page(
+        &world.pool,
+        &botledger_projections::TurnFilter::default(),
+        botledger_projections::Page::newest(1),
+    )
+    .await
+    .unwrap()
+    .remove(0);
+    // Entries of turns that do not exist, in a conversation that is busy: they stand in line and cost
+    // nothing when their time comes.
+    let client = redis::Client::open(crate::world::redis_url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut pipe = redis::pipe();
+    for _ in 0..5_001 {
+        let fields = [("t", uuid::Uuid::now_v7().to_string()), ("c", row.conversation.to_string())];
+        pipe.xadd(format!("bl:queue:{{{}}}:normal", bot.id), "*", &fields).ignore();
+    }
+    pipe.query_async::<()>(&mut redis).await.unwrap();
+    let call = async |instance: &Instance, id: i64| {
+        let body = update(id, "hello").to_string();
+        instance.webhooks.receive(&bot.id.to_string(), Some(&secret), body.as_bytes()).await.status
+    };
+    assert_eq!(call(&other, 1).await, 503, "whoever does not hold it looks into the queue");
+    until("the holder has them in line", async || (call(&holder, 2).await == 503).then_some(())).await;
+    world.model.release();
+    until("it takes calls again", async || (call(&holder, 3).await == 200).then_some(())).await;
+    other.stop().await;
+    holder.stop().await;
+}

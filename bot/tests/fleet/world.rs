@@ -332,6 +332,21 @@ impl World {
             .unwrap()
     }
 
+    /// Makes the oldest message's body impossible to open, and takes the newest one's away.
+    pub(crate) async fn damage_bodies(&self) {
+        let mut connection = self.pool.acquire().await.unwrap();
+        for statement in [
+            "SET session_replication_role = replica",
+            "UPDATE public.message_bodies SET ciphertext = set_byte(ciphertext, 0, get_byte(ciphertext, 0) # 255)
+             WHERE body_id = (SELECT body_id FROM public.message_bodies ORDER BY body_id LIMIT 1)",
+            "DELETE FROM public.message_bodies
+             WHERE body_id = (SELECT body_id FROM public.message_bodies ORDER BY body_id DESC LIMIT 1)",
+            "SET session_replication_role = origin",
+        ] {
+            assert!(sqlx::query(statement).execute(&mut *connection).await.is_ok(), "{statement}");
+        }
+    }
+
     /// Status of a bot and why, once it is as wanted.
     pub(crate) async fn status(&self, bot: &Held, wanted: &str) -> Option<String> {
         until(&format!("the bot is {wanted}"), async || {
