@@ -307,16 +307,22 @@ impl Call<'_> {
         self.integer("chat_id").ok_or_else(|| Refused::bad("Bad Request: chat not found"))
     }
 
-    /// A chat that something can be sent to.
-    fn reachable(&self, bot: &super::state::Bot) -> Result<i64, Refused> {
+    /// A chat that has not moved.
+    fn present(&self, bot: &super::state::Bot) -> Result<i64, Refused> {
         let chat = self.chat()?;
-        if let Some(now) = bot.migrated.get(&chat) {
-            return Err(Refused(
+        match bot.migrated.get(&chat) {
+            Some(now) => Err(Refused(
                 400,
                 "Bad Request: group chat was upgraded to a supergroup chat".to_owned(),
                 Some(json!({"migrate_to_chat_id": now})),
-            ));
+            )),
+            None => Ok(chat),
         }
+    }
+
+    /// A chat that something can be sent to.
+    fn reachable(&self, bot: &super::state::Bot) -> Result<i64, Refused> {
+        let chat = self.present(bot)?;
         match bot.refuses(chat) {
             Some((code, description)) => Err(Refused(code, description.to_owned(), None)),
             None => Ok(chat),
@@ -477,7 +483,7 @@ impl Call<'_> {
     fn edit_message(&self) -> Result<Value, Refused> {
         self.check_text()?;
         self.with_bot(|bot| {
-            let chat = self.chat()?;
+            let chat = self.present(bot)?;
             self.flood(bot, chat)?;
             bot.edit(chat, self.parameters).map_err(Refused::bad)
         })
