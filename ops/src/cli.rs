@@ -6,6 +6,7 @@
 pub mod bot;
 pub mod config;
 pub mod events;
+pub mod keys;
 pub mod link;
 pub mod local;
 pub mod migrate;
@@ -97,6 +98,9 @@ pub enum Command {
     Config(config::ConfigCommand),
     /// Print the one-time link that lets the first owner in
     Link(link::Link),
+    /// The keys of people and bots
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// The bots of the fleet
     #[command(subcommand)]
     Bot(bot::BotCommand),
@@ -126,6 +130,7 @@ impl Cli {
         match self.command {
             Command::Serve(serve) => serve.run(self.settings).await,
             Command::Link(link) => link.run(self.settings).await,
+            Command::Keys(command) => command.run(self.settings).await,
             Command::Bot(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,

@@ -14,6 +14,7 @@ mod load;
 mod secret;
 
 use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -187,6 +188,11 @@ pub struct Keys {
     pub master_key_file: Option<PathBuf>,
     /// Number of `master_key`, raised when it is replaced.
     pub master_key_version: u32,
+    /// Earlier master keys, one a line, each `version key`: what they wrap stays readable until
+    /// `botledger keys rewrap` has wrapped it under `master_key`. Secret.
+    pub previous_master_keys: Secret,
+    /// File that holds `previous_master_keys`.
+    pub previous_master_keys_file: Option<PathBuf>,
     /// Turns Telegram ids into pseudonyms and secrets into fingerprints; changing it makes everyone a new
     /// person. Secret.
     pub pseudonym_key: Secret,
@@ -332,6 +338,8 @@ impl Default for Keys {
             master_key: Secret::default(),
             master_key_file: None,
             master_key_version: 1,
+            previous_master_keys: Secret::default(),
+            previous_master_keys_file: None,
             pseudonym_key: Secret::default(),
             pseudonym_key_file: None,
         }
@@ -359,6 +367,33 @@ impl Default for Bots {
 impl Default for Log {
     fn default() -> Self {
         Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+impl Keys {
+    /// `previous_master_keys`, by version.
+    ///
+    /// # Errors
+    /// Says what is wrong with which line, without showing it.
+    pub fn previous(&self) -> Result<BTreeMap<u32, [u8; 32]>, String> {
+        let mut keys = BTreeMap::new();
+        for (number, line) in (1..).zip(self.previous_master_keys.expose().lines()) {
+            if line.trim().is_empty() {
+                continue;
+            }
+            let (version, key) = line.trim().split_once(char::is_whitespace).unwrap_or_default();
+            let Some(version) = version.parse().ok().filter(|version| *version > 0) else {
+                return Err(format!("line {number} is not a version, a space and a key"));
+            };
+            if version >= self.master_key_version {
+                return Err(format!("line {number} is not earlier than keys.master_key_version"));
+            }
+            let key = Secret::new(key).key().map_err(|reason| format!("line {number}: the key {reason}"))?;
+            if keys.insert(version, key).is_some() {
+                return Err(format!("line {number} repeats version {version}"));
+            }
+        }
+        Ok(keys)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a process of the product stands on, opened from its configuration.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,10 +135,13 @@ fn key_ring(config: &Config) -> Result<KeyRing> {
     };
     let version =
         i32::try_from(config.keys.master_key_version).context("keys.master_key_version is too large")?;
-    Ok(KeyRing {
-        master: [(version, key("keys.master_key", &config.keys.master_key)?)].into(),
-        pseudonym: key("keys.pseudonym_key", &config.keys.pseudonym_key)?,
-    })
+    let previous = config.keys.previous().map_err(|reason| anyhow!("keys.previous_master_keys {reason}"))?;
+    let mut master: BTreeMap<i32, _> = previous
+        .into_iter()
+        .map(|(version, key)| Ok((i32::try_from(version)?, zeroize::Zeroizing::new(key))))
+        .collect::<Result<_>>()?;
+    master.insert(version, key("keys.master_key", &config.keys.master_key)?);
+    Ok(KeyRing { master, pseudonym: key("keys.pseudonym_key", &config.keys.pseudonym_key)? })
 }
 
 fn gate(config: &Config) -> Result<GateDefaults> {

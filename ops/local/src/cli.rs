@@ -158,7 +158,9 @@ async fn down(layout: &Layout) -> Result<u8> {
 }
 
 async fn status(layout: &Layout, as_json: bool) -> Result<u8> {
+    // A killed holder left its state behind; the next one has not written its own yet.
     let told = if state::is_held(layout) { state::read(layout)? } else { None };
+    let told = told.filter(UpState::holder_is_alive);
     let ready = match &told {
         Some(UpState { ready: Some((address, path)), .. }) => {
             matches!(http::get(address, path).await, Ok((200, _)))

@@ -281,7 +281,7 @@ async fn join(layout: &Layout, progress: &Progress) -> Result<u8> {
         if !state::is_held(layout) {
             bail!("the other `up` ended before it was ready: see {}", layout.logs().display());
         }
-        if let Some(told) = state::read(layout)? {
+        if let Some(told) = state::read(layout)?.filter(UpState::holder_is_alive) {
             let ready = match &told.ready {
                 Some((address, path)) => matches!(http::get(address, path).await, Ok((200, _))),
                 None => true,

@@ -23,6 +23,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::server::{self, cut};
 
+/// Between the last piece and a cut connection.
+const BEFORE_CUT: Duration = Duration::from_millis(10);
+
 /// How the stand-in runs.
 #[derive(Clone, Debug)]
 pub struct OllamaConfig {
@@ -302,7 +305,11 @@ async fn chat(State(shared): Control, body: Bytes) -> Response {
         }
         match line {
             Line::Text(text) => Ok(Bytes::from(text)),
-            Line::Cut => Err(std::io::Error::other("cut on purpose")),
+            Line::Cut => {
+                // What was written before has to be on its way, or the client sees nothing at all.
+                tokio::time::sleep(BEFORE_CUT).await;
+                Err(std::io::Error::other("cut on purpose"))
+            }
             Line::Hang => {
                 tokio::time::sleep(Duration::from_secs(600)).await;
                 Err(std::io::Error::other("hung on purpose"))

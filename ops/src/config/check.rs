@@ -55,6 +55,9 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
         f.add("quota.period", "must be minute, hour, day, week or month");
     }
     f.range("keys.master_key_version", u64::from(config.keys.master_key_version), 1, 1_000_000);
+    if let Err(reason) = config.keys.previous() {
+        f.add("keys.previous_master_keys", &reason);
+    }
     f.range("auth.access_ttl_s", config.auth.access_ttl_s, 60, 3_600);
     f.range("bots.max_concurrent_turns", config.bots.max_concurrent_turns as u64, 1, 100_000);
     f.range("bots.max_bots", config.bots.max_bots as u64, 1, 100_000);
@@ -164,6 +167,34 @@ mod tests {
                 missing.iter().any(|problem| problem.starts_with(&format!("{key} is not set"))),
                 "{key}: {missing:?}"
             );
+        }
+    }
+
+    #[test]
+    fn earlier_master_keys_are_read_line_by_line_and_never_shown() {
+        let key = "ab".repeat(32);
+        let with = |text: &str| {
+            let mut config = Config::default();
+            config.keys.master_key_version = 3;
+            config.keys.previous_master_keys = Secret::new(text);
+            config
+        };
+        let fine = with(&format!("1 {key}\n\n  2\t{key}\n"));
+        assert_eq!(fine.keys.previous().unwrap().into_keys().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(problems(&fine, false), Vec::<String>::new());
+        for (text, line) in [
+            (key.clone(), "line 1 is not a version"),
+            (format!("0 {key}"), "line 1 is not a version"),
+            (format!("1 {key}\n3 {key}"), "line 2 is not earlier"),
+            (format!("1 {key}\n1 {key}"), "line 2 repeats version 1"),
+            ("1 abc".to_owned(), "line 1: the key is not hexadecimal"),
+        ] {
+            let found = problems(&with(&text), false);
+            assert!(
+                found.len() == 1 && found[0].starts_with(&format!("keys.previous_master_keys {line}")),
+                "{found:?}"
+            );
+            assert!(!found[0].contains("abab"), "{found:?}");
         }
     }
 

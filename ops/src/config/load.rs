@@ -16,6 +16,7 @@ const SECRETS: &[&str] = &[
     "database.migrate_url",
     "redis.url",
     "keys.master_key",
+    "keys.previous_master_keys",
     "keys.pseudonym_key",
     "auth.jwt_key",
 ];

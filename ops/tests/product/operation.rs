@@ -10,7 +10,7 @@ const BOT: &str = "steady_bot";
 #[sqlx::test(migrations = "../migrations")]
 async fn a_stopped_product_finishes_what_it_began_and_goes_on_later(pool: PgPool) {
     let house = House::build(pool, Partners::default()).await;
-    let product = house.serve(&[]).await;
+    let mut product = house.serve(&[]).await;
     house.open_with_bot(BOT).await;
     let said: Vec<(Person, String)> =
         (1..=40).map(|n| (Person::number(n * 4), format!("text {n}"))).collect();
@@ -25,7 +25,7 @@ async fn a_stopped_product_finishes_what_it_began_and_goes_on_later(pool: PgPool
         !reqwest::get(&url).await.is_ok_and(|answer| answer.status() == 200)
     })
     .await;
-    product.stop().await;
+    assert!(product.ended().await.success());
     let log = house.log();
     assert!(log.contains("finishing what was begun") && log.contains("stopped"), "{log}");
 
