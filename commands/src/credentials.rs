@@ -160,6 +160,7 @@ impl Credentials {
         operator.filter(|_| right).ok_or(SessionError::BadCredentials)
     }
 
+    /// A new link; earlier ones of the operator end: who lost one does not know who found it.
     pub(crate) async fn new_link(
         &self,
         operator: OperatorId,
@@ -167,7 +168,11 @@ impl Credentials {
     ) -> Result<OneTimeSecret, SessionError> {
         let secret = new_secret()?;
         sqlx::query!(
-            "INSERT INTO one_time_links (secret_hash, operator_id, created_at, expires_at) VALUES ($1, $2, $3, $4)",
+            "WITH ended AS (
+                 UPDATE one_time_links SET used_at = $3 WHERE operator_id = $2 AND used_at IS NULL
+             )
+             INSERT INTO one_time_links (secret_hash, operator_id, created_at, expires_at)
+             VALUES ($1, $2, $3, $4)",
             digest(&secret.0),
             operator.uuid(),
             now,
@@ -195,8 +200,8 @@ impl Credentials {
         operator.map(OperatorId).ok_or(SessionError::BadLink)
     }
 
-    /// Uses a link up and sets the password, both or neither. All links of the operator end with it:
-    /// an older one that lies around somewhere must not set another password.
+    /// Uses a link up and sets the password, both or neither. All links of the operator end with it, and
+    /// one made at the same moment finds a password: no link replaces one.
     pub(crate) async fn use_link(
         &self,
         secret: &str,
@@ -212,7 +217,8 @@ impl Credentials {
                  )
                  RETURNING operator_id
              )
-             UPDATE operator_logins SET password_hash = $3 WHERE operator_id IN (SELECT operator_id FROM used)",
+             UPDATE operator_logins SET password_hash = $3
+             WHERE password_hash IS NULL AND operator_id IN (SELECT operator_id FROM used)",
             digest(secret),
             now,
             password_hash,

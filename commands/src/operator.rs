@@ -22,6 +22,13 @@ pub struct Operators {
     audit: Audit,
 }
 
+/// Whose a login is.
+struct Claimed {
+    operator: OperatorId,
+    workspace: WorkspaceId,
+    has_password: bool,
+}
+
 type Outcome = Result<Executed<Operator>, CommandError<OperatorError>>;
 
 impl Operators {
@@ -53,7 +60,8 @@ impl Operators {
         // Every step may have been taken before, by a process that died or by one that runs now: the
         // claimed login says which workspace and account are meant, and both are made only once.
         let login = Login::parse("owner")?;
-        let (operator, workspace) = self.claim(&login, WorkspaceId(self.core.ids.next())).await?;
+        let Claimed { operator, workspace, .. } =
+            self.claim(&login, WorkspaceId(self.core.ids.next())).await?;
         match self.workspaces.create(caller, workspace, workspace_name.to_owned(), plan, terms).await {
             Ok(_) | Err(CommandError::Refused(WorkspaceError::AlreadyCreated)) => {}
             Err(error) => return Err(error.within()),
@@ -65,10 +73,11 @@ impl Operators {
         self.link(operator).await.map(Some)
     }
 
-    /// Makes an account; the link lets its owner set a password.
+    /// Makes an account; the link lets its owner set a password. While there is none, the same invitation
+    /// gives another link, and earlier ones end: a link that was lost or ran out locks nobody out.
     ///
     /// # Errors
-    /// Without the permission; when the login is taken.
+    /// Without the permission; when the login is taken, or was invited with another role.
     pub async fn invite(
         &self,
         caller: &Caller,
@@ -84,29 +93,28 @@ impl Operators {
             code: "OPERATOR_LOGIN_TAKEN",
             message: format!("the login {} is taken; choose another", login.as_str()),
         };
-        let (operator, owner) = self.claim(&login, workspace).await?;
-        if owner != workspace {
+        let Claimed { operator, workspace: owner, has_password } = self.claim(&login, workspace).await?;
+        // Once there is a password, a link would be a way to replace it.
+        if owner != workspace || has_password {
             return Err(taken);
         }
         let done = match self.invite_into(caller, operator, workspace, login, role).await {
             Err(CommandError::Refused(OperatorError::AlreadyInvited)) => return Err(taken),
             done => done?,
         };
-        // A repeated request finds its account here. Once there is a password, a link would be a way
-        // to replace it.
-        if done.after.state.status != OperatorStatus::Invited {
-            return Err(taken);
+        if done.after.state.status == OperatorStatus::Disabled {
+            return Err(CommandError::Refused(OperatorError::Disabled));
         }
         Ok((operator, done, self.link(operator).await?))
     }
 
     /// Claims a login before its account is made: of two invitations with one name both come to the
-    /// same account, and the ledger lets one of them make it. Gives account and workspace of the login.
+    /// same account, and the ledger lets one of them make it.
     async fn claim(
         &self,
         login: &Login,
         workspace: WorkspaceId,
-    ) -> Result<(OperatorId, WorkspaceId), CommandError<OperatorError>> {
+    ) -> Result<Claimed, CommandError<OperatorError>> {
         sqlx::query!(
             "INSERT INTO operator_logins (login, operator_id, workspace) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
             login.as_str(),
@@ -116,12 +124,17 @@ impl Operators {
         .execute(self.credentials.pool())
         .await?;
         let claimed = sqlx::query!(
-            "SELECT operator_id, workspace FROM operator_logins WHERE login = $1",
+            r#"SELECT operator_id, workspace, password_hash IS NOT NULL AS "has_password!"
+               FROM operator_logins WHERE login = $1"#,
             login.as_str()
         )
         .fetch_one(self.credentials.pool())
         .await?;
-        Ok((OperatorId(claimed.operator_id), WorkspaceId(claimed.workspace)))
+        Ok(Claimed {
+            operator: OperatorId(claimed.operator_id),
+            workspace: WorkspaceId(claimed.workspace),
+            has_password: claimed.has_password,
+        })
     }
 
     async fn invite_into(

@@ -2,7 +2,8 @@
 //!
 //! A data key per owner and purpose, 256 bit, wrapped by a versioned master key that never enters
 //! the database. XChaCha20-Poly1305 with random nonces; the associated data binds a ciphertext to
-//! its owner, purpose, key version and place, so that it cannot be moved elsewhere.
+//! its owner, purpose and key version, and a body to its id. Small values of one owner and purpose may
+//! trade places as far as the vault can tell: which event holds which is in the ledger's leaf hashes.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -212,6 +213,67 @@ impl Vault {
         mac.finalize().into_bytes().into()
     }
 
+    /// Wraps every data key anew that another master key than the newest wraps; afterwards the others may
+    /// go. Everything can be read and sealed meanwhile. Gives how many it wrapped.
+    ///
+    /// # Errors
+    /// When a master key is missing or wrong, or the key table cannot be used. What was wrapped anew
+    /// stays so.
+    pub async fn rewrap(&self) -> Result<u64, VaultError> {
+        let (newest, _) = self.newest_master()?;
+        let mut rewrapped = 0;
+        loop {
+            let page = sqlx::query!(
+                "SELECT owner, purpose, version, wrapped, master_version FROM keys.data_keys
+                 WHERE master_version <> $1 LIMIT 500",
+                newest,
+            )
+            .fetch_all(&self.pool)
+            .await?;
+            if page.is_empty() {
+                return Ok(rewrapped);
+            }
+            for row in page {
+                let purpose = row.purpose.parse().map_err(|_| VaultError::Malformed)?;
+                let key = self.unwrap(row.owner, purpose, row.version, &row.wrapped, row.master_version)?;
+                let wrapped = self.wrap(row.owner, purpose, row.version, &key)?;
+                // An erasure or another run may have been here meanwhile.
+                let done = sqlx::query!(
+                    "UPDATE keys.data_keys SET wrapped = $4, master_version = $5
+                     WHERE owner = $1 AND purpose = $2 AND version = $3 AND master_version = $6",
+                    row.owner,
+                    row.purpose,
+                    row.version,
+                    wrapped,
+                    newest,
+                    row.master_version,
+                )
+                .execute(&self.pool)
+                .await?;
+                rewrapped += done.rows_affected();
+            }
+        }
+    }
+
+    fn newest_master(&self) -> Result<(i32, &Zeroizing<[u8; 32]>), VaultError> {
+        let newest = self.ring.master.last_key_value().ok_or(VaultError::MissingMasterKey { version: 1 })?;
+        Ok((*newest.0, newest.1))
+    }
+
+    fn wrap(
+        &self,
+        owner: Uuid,
+        purpose: KeyPurpose,
+        version: i32,
+        key: &[u8; 32],
+    ) -> Result<Vec<u8>, VaultError> {
+        let (_, master) = self.newest_master()?;
+        let nonce = random::<24>()?;
+        let mut wrapped = nonce.to_vec();
+        wrapped.extend(encrypt(master, &nonce, key, &binding(owner, purpose, version, "key"))?);
+        Ok(wrapped)
+    }
+
     async fn newest_key(&self, owner: Uuid, purpose: KeyPurpose) -> Result<(i32, DataKey), VaultError> {
         if let Some(version) = self.newest.get(&(owner, purpose))
             && let Some(key) = self.keys.get(&(owner, purpose, version))
@@ -244,12 +306,8 @@ impl Vault {
     /// Another process may make the same key at the same moment: the first row stands, and the key
     /// is read back.
     async fn create_key(&self, owner: Uuid, purpose: KeyPurpose) -> Result<(), VaultError> {
-        let (&master_version, master) =
-            self.ring.master.last_key_value().ok_or(VaultError::MissingMasterKey { version: 1 })?;
-        let key = Zeroizing::new(random::<32>()?);
-        let nonce = random::<24>()?;
-        let mut wrapped = nonce.to_vec();
-        wrapped.extend(encrypt(master, &nonce, key.as_slice(), &binding(owner, purpose, 1, "key"))?);
+        let (master_version, _) = self.newest_master()?;
+        let wrapped = self.wrap(owner, purpose, 1, &Zeroizing::new(random::<32>()?))?;
         sqlx::query!(
             "INSERT INTO keys.data_keys (owner, purpose, version, wrapped, master_version, created_at)
              VALUES ($1, $2, 1, $3, $4, $5) ON CONFLICT DO NOTHING",

@@ -125,6 +125,31 @@ async fn a_ciphertext_opens_only_where_it_was_sealed(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
+async fn data_keys_are_wrapped_anew_and_the_old_master_key_may_go(pool: PgPool) {
+    let mut ring = keys();
+    let first = vault(&pool, &ring);
+    let mut sealed = Vec::new();
+    for owner in 1..=600 {
+        let owner = Uuid::from_u128(owner);
+        sealed.push(first.seal(owner, KeyPurpose::Profile, owner.as_bytes()).await.unwrap());
+    }
+    ring.master.insert(2, Zeroizing::new(rand::random()));
+    assert_eq!(first.rewrap().await.unwrap(), 0, "nothing to do under one key");
+    assert_eq!(vault(&pool, &ring).rewrap().await.unwrap(), 600);
+    assert_eq!(vault(&pool, &ring).rewrap().await.unwrap(), 0);
+    ring.master.remove(&1);
+    let later = vault(&pool, &ring);
+    for value in &sealed {
+        assert_eq!(later.open(value).await.unwrap().as_slice(), value.owner.as_bytes());
+    }
+    let old = later.seal(Uuid::from_u128(1), KeyPurpose::Profile, b"more").await.unwrap();
+    assert_eq!(old.key_version, 1, "the data key is the same");
+    let forgetful = vault(&pool, &KeyRing { master: [(3, Zeroizing::new(rand::random()))].into(), ..ring });
+    let stuck = forgetful.rewrap().await;
+    assert!(matches!(stuck, Err(VaultError::MissingMasterKey { version: 2 })), "{stuck:?}");
+}
+
+#[sqlx::test(migrations = "../migrations")]
 async fn a_missing_key_is_an_erasure_and_a_missing_master_key_is_named(pool: PgPool) {
     let mut ring = keys();
     let owner = Uuid::from_u128(1);

@@ -177,7 +177,8 @@ pub struct Operator {
 /// What can be asked.
 #[derive(Clone, Debug)]
 pub enum OperatorCommand {
-    /// Make an account that a one-time link activates. `by` is absent for the first one.
+    /// Make an account that a one-time link activates. `by` is absent for the first one. The same once
+    /// more is "already so": its link may be lost.
     Invite { workspace: WorkspaceId, login: Login, role: Role, by: Option<OperatorId> },
     /// The link was used and a password set.
     Activate,
@@ -218,8 +219,8 @@ pub enum OperatorError {
     /// No such operator.
     #[error("there is no such operator")]
     Unknown,
-    /// The id is taken.
-    #[error("the operator already exists")]
+    /// The account exists, and is another one.
+    #[error("the operator already exists, with another role or login")]
     AlreadyInvited,
     /// Disabled operators stay out until enabled.
     #[error("the operator is disabled")]
@@ -249,6 +250,12 @@ impl Decide for Operator {
         match (command, self.status) {
             (OperatorCommand::Invite { workspace, login, role, by }, OperatorStatus::Unknown) => {
                 Ok(vec![OperatorEvent::OperatorInvited { workspace, login, role, by, invited_at: now }])
+            }
+            (OperatorCommand::Invite { workspace, login, role, .. }, _)
+                if (self.workspace, self.login.as_ref(), self.role)
+                    == (Some(workspace), Some(&login), Some(role)) =>
+            {
+                Ok(vec![])
             }
             (OperatorCommand::Invite { .. }, _) => Err(OperatorError::AlreadyInvited),
             (_, OperatorStatus::Unknown) => Err(OperatorError::Unknown),

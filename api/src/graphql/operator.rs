@@ -207,7 +207,8 @@ pub(crate) struct OperatorMutation;
 
 #[Object]
 impl OperatorMutation {
-    /// Makes an account and a one-time link with which its owner sets a password.
+    /// Makes an account and a one-time link with which its owner sets a password. While there is none,
+    /// the same login and role give a new link, and earlier ones end.
     #[graphql(guard = "Acts(Permission::ManageOperators)")]
     async fn operator_invite(
         &self,

@@ -25,6 +25,19 @@ fn a_disabled_operator_is_not_let_in_by_an_old_link() {
 }
 
 #[test]
+fn the_same_invitation_again_records_nothing_and_another_one_is_refused() {
+    let invite = |role| OperatorCommand::Invite {
+        workspace: id(1),
+        login: Login::parse("ada").expect("valid"),
+        role,
+        by: Some(id(2)),
+    };
+    let operators = || Operators::with(clock_at(noon())).given(vec![invited()]);
+    operators().when(invite(Role::Admin)).then_expect_events(vec![]);
+    operators().when(invite(Role::Owner)).then_expect_error(OperatorError::AlreadyInvited);
+}
+
+#[test]
 fn the_same_role_again_records_nothing() {
     Operators::with(clock_at(noon()))
         .given(vec![invited()])
