@@ -12,6 +12,7 @@ use crate::{
     BotRow, BotsProjection, EventFilter, LogReader, Page, Projection, ProjectionError, QuotaRow,
     QuotasProjection, StandingRow, StandingsProjection, TurnRow, TurnsProjection,
     fold::{Rows, Table},
+    runner,
 };
 
 /// Events folded at once.
@@ -24,8 +25,8 @@ async fn row_as_of<R: Table<Key = (Uuid,)>>(
     id: Uuid,
     upto: Position,
 ) -> Result<Option<R>, ProjectionError> {
-    let log = LogReader::new(pool.clone());
     let mut tx = pool.begin().await?;
+    let skipped = runner::skipped(&mut tx, projection.name()).await?;
     for table in projection.tables() {
         sqlx::query(&format!(
             "CREATE TEMPORARY TABLE {table} (LIKE read.{table} INCLUDING ALL) ON COMMIT DROP"
@@ -40,8 +41,10 @@ async fn row_as_of<R: Table<Key = (Uuid,)>>(
         ..EventFilter::default()
     };
     loop {
-        let events: Vec<_> = log.page(&filter, Page::oldest(PAGE)).await?.into_iter().map(Arc::new).collect();
+        let mut events = LogReader::page_in(&mut *tx, &filter, Page::oldest(PAGE)).await?;
         let Some(last) = events.last().map(|event| event.position) else { break };
+        events.retain(|event| !skipped.contains(&event.position.0));
+        let events: Vec<_> = events.into_iter().map(Arc::new).collect();
         projection.apply(&mut tx, &events).await?;
         filter.after = Some(last);
     }

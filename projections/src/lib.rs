@@ -44,8 +44,8 @@ pub use select::Page;
 pub use standings::{StandingFilter, StandingRow, StandingsProjection, standing, standings_page};
 pub use tail::{Tail, TailError};
 pub use turns::{
-    OpenTurn, StrandedTurn, TurnFilter, TurnRow, TurnsProjection, open_turns, stranded_turns, turn, turns_by_ids, turns_by_phase,
-    turns_count, turns_page,
+    OpenTurn, StrandedTurn, TurnFilter, TurnRow, TurnsProjection, open_turns, stranded_turns, turn,
+    turns_by_ids, turns_count, turns_page,
 };
 pub use usage::{Grain, UsageRow, usage};
 

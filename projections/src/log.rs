@@ -1,6 +1,6 @@
 use botledger_domain::{Position, RecordedEvent};
-use chrono::{DateTime, Utc};
-use sqlx::{PgPool, Postgres, QueryBuilder};
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::{PgExecutor, PgPool, Postgres, QueryBuilder};
 
 use crate::select::{Page, push_page};
 
@@ -113,6 +113,9 @@ impl EventFilter {
     }
 }
 
+/// Of the database's clock.
+const RESOLUTION: TimeDelta = TimeDelta::microseconds(1);
+
 const COLUMNS: &str =
     "position, recorded_at, aggregate_type, aggregate_id, sequence, event_type, event_version,
     payload::text AS payload, metadata::text AS metadata";
@@ -142,6 +145,15 @@ impl LogReader {
     /// # Errors
     /// When the database fails.
     pub async fn after(&self, position: Position, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        Self::after_in(&self.pool, position, limit).await
+    }
+
+    /// The same over a connection in hand: who holds one of a pool must not wait for another.
+    pub(crate) async fn after_in(
+        connection: impl PgExecutor<'_>,
+        position: Position,
+        limit: i64,
+    ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         let rows = sqlx::query_as!(
             LogRow,
             r#"SELECT position, recorded_at, aggregate_type, aggregate_id, sequence, event_type, event_version,
@@ -150,7 +162,7 @@ impl LogReader {
             position.0,
             limit,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(connection)
         .await?;
         Ok(rows.into_iter().map(RecordedEvent::from).collect())
     }
@@ -160,11 +172,20 @@ impl LogReader {
     /// # Errors
     /// When the database fails.
     pub async fn page(&self, filter: &EventFilter, page: Page) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        Self::page_in(&self.pool, &self.bounded(filter).await?, page).await
+    }
+
+    /// The same over a connection in hand.
+    pub(crate) async fn page_in(
+        connection: impl PgExecutor<'_>,
+        filter: &EventFilter,
+        page: Page,
+    ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         let mut query = QueryBuilder::new("SELECT ");
         query.push(COLUMNS).push(" FROM events WHERE true");
         filter.push(&mut query);
         push_page(&mut query, "position", page);
-        let rows: Vec<LogRow> = query.build_query_as().fetch_all(&self.pool).await?;
+        let rows: Vec<LogRow> = query.build_query_as().fetch_all(connection).await?;
         Ok(page.in_order(rows.into_iter().map(RecordedEvent::from).collect()))
     }
 
@@ -174,8 +195,22 @@ impl LogReader {
     /// When the database fails.
     pub async fn count(&self, filter: &EventFilter) -> Result<i64, sqlx::Error> {
         let mut query = QueryBuilder::new("SELECT count(*) FROM events WHERE true");
-        filter.push(&mut query);
+        self.bounded(filter).await?.push(&mut query);
         query.build_query_scalar().fetch_one(&self.pool).await
+    }
+
+    /// A filter whose times are positions too: only those are an index.
+    async fn bounded(&self, filter: &EventFilter) -> Result<EventFilter, sqlx::Error> {
+        let mut bounded = filter.clone();
+        let just_before = |moment: DateTime<Utc>| moment.checked_sub_signed(RESOLUTION).unwrap_or(moment);
+        if let Some(from) = filter.recorded_from {
+            bounded.after = bounded.after.max(Some(self.position_at(just_before(from)).await?));
+        }
+        if let Some(until) = filter.recorded_until {
+            let last = self.position_at(just_before(until)).await?;
+            bounded.upto = Some(bounded.upto.map_or(last, |upto| upto.min(last)));
+        }
+        Ok(bounded)
     }
 
     /// The last position recorded at or before a moment; 0 when none was.
@@ -183,14 +218,25 @@ impl LogReader {
     /// # Errors
     /// When the database fails.
     pub async fn position_at(&self, moment: DateTime<Utc>) -> Result<Position, sqlx::Error> {
-        // Positions and times rise together, up to the resolution of the clock: walk down the index
-        // of positions to the first one early enough.
+        // Times never fall while positions rise: halve the range until one position is left.
         let position = sqlx::query_scalar!(
-            "SELECT position FROM events WHERE recorded_at <= $1 ORDER BY position DESC LIMIT 1",
+            r#"WITH RECURSIVE halved (low, high) AS (
+                   SELECT 0::bigint, coalesce(max(position), 0) FROM events
+                   UNION ALL
+                   SELECT CASE WHEN early THEN middle ELSE low END, CASE WHEN early THEN high ELSE middle - 1 END
+                   FROM halved, LATERAL (
+                       SELECT (low + high + 1) / 2 AS middle, (
+                           SELECT recorded_at FROM events WHERE position >= (low + high + 1) / 2
+                           ORDER BY position LIMIT 1
+                       ) <= $1 AS early
+                   ) looked
+                   WHERE low < high
+               )
+               SELECT low AS "low!" FROM halved WHERE low = high"#,
             moment,
         )
-        .fetch_optional(&self.pool)
+        .fetch_one(&self.pool)
         .await?;
-        Ok(Position(position.unwrap_or(0)))
+        Ok(Position(position))
     }
 }

@@ -192,7 +192,7 @@ impl Runner {
                 Some(PoisonDecision::Skip(position)) => after = position,
             }
         }
-        let page = self.tail.page(after, self.config.page).await?;
+        let page = self.tail.page(&mut *tx, after, self.config.page).await?;
         let Some(last) = page.last().map(|event| event.position) else {
             if checkpoint.status == "stopped" {
                 set_checkpoint(&mut tx, name, after).await?;
@@ -432,7 +432,7 @@ pub async fn decide(
     Ok(recorded.rows_affected() == 1)
 }
 
-/// Positions an operator decided to leave out.
+/// Positions an operator decided to leave out, live, when rebuilding and when looking back.
 pub(crate) async fn skipped(connection: &mut PgConnection, name: &str) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar!(
         "SELECT position FROM projection_decisions WHERE name = $1 AND decision = 'skip'",

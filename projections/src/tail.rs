@@ -10,7 +10,7 @@ use std::{
 
 use botledger_domain::{Position, RecordedEvent};
 use futures::{Stream, stream};
-use sqlx::{PgPool, postgres::PgListener};
+use sqlx::{PgExecutor, PgPool, postgres::PgListener};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -95,12 +95,18 @@ impl Tail {
         )
     }
 
-    /// The next events after a position, at most `limit`; from memory where it reaches that far.
+    /// The next events after a position, at most `limit`; from memory where it reaches that far, else
+    /// over the connection in hand.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn page(&self, after: Position, limit: usize) -> Result<Vec<Arc<RecordedEvent>>, sqlx::Error> {
-        self.shared.page(after, limit).await
+    pub async fn page(
+        &self,
+        connection: impl PgExecutor<'_>,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<Arc<RecordedEvent>>, sqlx::Error> {
+        self.shared.page(connection, after, limit).await
     }
 }
 
@@ -120,7 +126,8 @@ impl Follower {
             }
             // Seen before the page is read: a head that moves meanwhile wakes the wait below.
             self.head.borrow_and_update();
-            self.ready = self.shared.page(self.last, usize::try_from(PAGE).unwrap_or(1_000)).await?.into();
+            let limit = usize::try_from(PAGE).unwrap_or(1_000);
+            self.ready = self.shared.page(self.shared.reader.pool(), self.last, limit).await?.into();
             if self.ready.is_empty() {
                 tokio::select! {
                     () = self.shared.cancel.cancelled() => return Err(TailError::Stopped),
@@ -143,7 +150,12 @@ impl Shared {
         Some(ring.iter().skip(skip).take(limit).cloned().collect())
     }
 
-    async fn page(&self, after: Position, limit: usize) -> Result<Vec<Arc<RecordedEvent>>, sqlx::Error> {
+    async fn page(
+        &self,
+        connection: impl PgExecutor<'_>,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<Arc<RecordedEvent>>, sqlx::Error> {
         let head = *self.head.borrow();
         if after >= head {
             return Ok(Vec::new());
@@ -153,7 +165,7 @@ impl Shared {
         }
         // The table holds more than is known to be durable.
         let limit = i64::try_from(limit).unwrap_or(PAGE).min(head.0 - after.0);
-        let events = self.reader.after(after, limit).await?;
+        let events = LogReader::after_in(connection, after, limit).await?;
         Ok(events.into_iter().map(Arc::new).collect())
     }
 
@@ -223,9 +235,13 @@ impl Shared {
 }
 
 impl LogReader {
-    /// Waits until all that is committed by now would survive a crash of the server. A batch commits
-    /// before it is flushed; whoever wrote it is flushing it, and else the server does within a moment.
-    async fn flushed(&self) -> Result<(), sqlx::Error> {
+    /// Waits until all that is committed by now would survive a crash of the server: before anybody is
+    /// shown what was read. A batch commits before it is flushed; whoever wrote it is flushing it, and
+    /// else the server does within a moment.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn flushed(&self) -> Result<(), sqlx::Error> {
         let written = sqlx::query_scalar!(r#"SELECT pg_current_wal_insert_lsn()::text AS "written!""#)
             .fetch_one(self.pool())
             .await?;

@@ -425,17 +425,6 @@ pub async fn turns_count(pool: &PgPool, filter: &TurnFilter) -> Result<i64, sqlx
     query.build_query_scalar().fetch_one(pool).await
 }
 
-/// How many turns stand in each phase, over all workspaces, by name of the phase.
-///
-/// # Errors
-/// When the database fails.
-pub async fn turns_by_phase(pool: &PgPool) -> Result<Vec<(String, i64)>, sqlx::Error> {
-    let rows = sqlx::query!(r#"SELECT phase, count(*) AS "turns!" FROM turns GROUP BY phase ORDER BY phase"#)
-        .fetch_all(pool)
-        .await?;
-    Ok(rows.into_iter().map(|row| (row.phase, row.turns)).collect())
-}
-
 /// Turns by id, in no order; absent ones are left out.
 ///
 /// # Errors

@@ -108,7 +108,7 @@ async fn who_falls_out_of_the_ring_reads_on_from_the_table(pool: PgPool) {
         assert_eq!(slow.next().await.unwrap().unwrap().position.0, next);
         next += 1;
     }
-    let page = tail.page(Position(EVENTS - 3), 10).await.unwrap();
+    let page = tail.page(&pool, Position(EVENTS - 3), 10).await.unwrap();
     assert_eq!(page.len(), 3);
     cancel.cancel();
 }

@@ -109,3 +109,24 @@ async fn a_reader_past_a_position_never_finds_anything_new_below_it(pool: PgPool
     assert_eq!(reader.await.unwrap(), events.len() as i64);
     assert_eq!(ledger(&pool).await.len(), events.len());
 }
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_clock_set_back_sets_no_recorded_time_back(pool: PgPool) {
+    let journal = journal(&pool);
+    journal.append(set_on(stream(), 0, 1)).await.unwrap();
+    let mut tx = pool.begin().await.unwrap();
+    for statement in [
+        "SET LOCAL session_replication_role = replica",
+        "UPDATE events SET recorded_at = recorded_at + interval '1 hour'",
+    ] {
+        sqlx::query(statement).execute(&mut *tx).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    for _ in 0..2 {
+        journal.append(set_on(stream(), 0, 2)).await.unwrap();
+    }
+    let events = ledger(&pool).await;
+    assert_eq!(events.len(), 5);
+    assert!(events.is_sorted_by_key(|event| event.recorded_at), "{events:?}");
+    assert!(events[1..].iter().all(|event| event.leaf_hash == event.leaf().hash()));
+}
