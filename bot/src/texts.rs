@@ -469,6 +469,15 @@ mod tests {
     }
 
     #[test]
+    fn a_search_says_so_when_it_did_not_look_at_everything() {
+        let looked = |resume| Found { said: Vec::new(), scanned: 5_000, resume };
+        assert_eq!(found(Language::En, &looked(None), "moon"), "Nothing found for “moon”.");
+        let cut = looked(Some(botledger_domain::Position(7)));
+        assert!(found(Language::En, &cut, "moon").ends_with("newest 5000 exchanges; there are older ones."));
+        assert!(found(Language::Ru, &cut, "луна").ends_with("5000 обменов репликами; есть и более ранние."));
+    }
+
+    #[test]
     fn a_moment_says_how_far_away_it_is() {
         let now = at("2026-11-24T10:00:00Z");
         assert_eq!(moment(Language::En, at("2026-11-24T10:05:00Z"), now), "10:05 UTC (in 5 minutes)");

@@ -347,8 +347,10 @@ impl Worker<'_> {
     }
 
     /// Carries a step out once, however often the turn is taken up again.
-    fn once(&self, step: &str) -> Caller {
-        Caller { idempotency_key: Some(format!("{}:{step}", self.started.work.turn)), ..self.caller.clone() }
+    /// It is the person who does it.
+    fn once(&self, message: &Message, step: &str) -> Caller {
+        let turn = self.started.work.turn;
+        Caller { idempotency_key: Some(format!("{turn}:{step}")), ..Caller::subject(message.subject, turn) }
     }
 
     async fn obey(&self, command: Command, message: &Message, argument: &str) -> Result<String, StepError> {
@@ -410,7 +412,7 @@ impl Worker<'_> {
             Command::New => {
                 let opened = app
                     .sessions
-                    .open(&self.once("open"), message.conversation, message.bot, message.subject)
+                    .open(&self.once(message, "open"), message.conversation, message.bot, message.subject)
                     .await;
                 let number = match opened {
                     Ok(done) => done.after.state.current().map_or(1, |(number, _)| number),
@@ -420,7 +422,13 @@ impl Worker<'_> {
                 if !argument.is_empty() {
                     let title = texts::shortened(argument, 80);
                     app.sessions
-                        .rename(&self.once("rename"), message.conversation, message.subject, number, &title)
+                        .rename(
+                            &self.once(message, "rename"),
+                            message.conversation,
+                            message.subject,
+                            number,
+                            &title,
+                        )
                         .await
                         .map_err(other)?;
                 }
@@ -450,7 +458,7 @@ impl Worker<'_> {
         let app = &self.bot.deps.app;
         Ok(match Button::read(data) {
             Some(Button::Session(number)) => {
-                match app.sessions.switch(&self.once("switch"), message.conversation, number).await {
+                match app.sessions.switch(&self.once(message, "switch"), message.conversation, number).await {
                     Ok(_) => texts::session_switched(message.language, number),
                     Err(CommandError::Refused(_)) => texts::stale_button(message.language),
                     Err(error) => return Err(other(error)),
@@ -458,7 +466,7 @@ impl Worker<'_> {
             }
             Some(Button::Language(language)) => {
                 app.subjects
-                    .choose_language(&self.once("language"), message.subject, language)
+                    .choose_language(&self.once(message, "language"), message.subject, language)
                     .await
                     .map_err(other)?;
                 texts::language_chosen(language)

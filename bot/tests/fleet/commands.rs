@@ -113,6 +113,12 @@ async fn a_language_button_changes_the_language_and_a_stale_one_says_so(pool: Pg
     world.sim.press("language_bot", &person, settings.id, &russian).unwrap();
     let answer = world.answers(&bot, person.id, 2).await.pop().unwrap();
     assert_eq!(answer, "Буду говорить с вами по-русски.");
+    let by: String =
+        sqlx::query_scalar("SELECT metadata ->> 'actor' FROM events WHERE event_type = 'language_chosen'")
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+    assert!(by.starts_with("subject:"), "the person chose: {by}");
     assert!(is_russian(&world.ask(&bot, &person, "/help").await));
     let other = Person::number(2);
     world.ask(&bot, &other, "/help").await;
