@@ -132,6 +132,7 @@ async fn a_send_on_its_way_is_waited_for_when_a_bot_is_given_up(pool: PgPool) {
     world.say(&bot, &Person::number(1), "hello");
     until("the answer is ready", async || (world.events("reply_generated").await == 1).then_some(())).await;
     one.stop().await;
+    assert_eq!(world.events("reply_delivered").await, 1, "nothing is on its way any more");
     held_by(&two, &bot).await;
     assert_eq!(world.ended(1).await["delivered"], 1);
     once_each(&world, &bot, 1);
