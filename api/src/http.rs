@@ -7,6 +7,7 @@
 )]
 
 mod execute;
+mod shape;
 mod sse;
 mod ws;
 

@@ -7,7 +7,7 @@ use async_graphql::{
 };
 use futures::{Stream, StreamExt, stream};
 
-use super::{Inner, SUBSCRIPTIONS_SHARE, admit, share};
+use super::{Inner, SUBSCRIPTIONS_SHARE, admit, shape::Shape, share};
 use crate::{
     auth::Identity,
     document::{self, Prepared},
@@ -42,6 +42,7 @@ pub(super) struct Ready {
     pub(super) request_id: uuid::Uuid,
     pub(super) request: Request,
     who: Who,
+    shape: Option<Shape>,
 }
 
 pub(super) fn failed(error: ApiError, request_id: uuid::Uuid) -> Response {
@@ -55,6 +56,7 @@ pub(super) fn prepare(inner: &Inner, asked: Asked) -> Result<Ready, Response> {
     let prepared = check(&asked).map_err(|error| failed(error, request_id))?;
     let Prepared { document, kind, .. } = prepared;
     let who = Who::of(asked.identity.as_ref(), asked.ip);
+    let shape = Shape::of(&document, asked.operation_name.as_deref(), &asked.variables);
     let mut request = Request::new(asked.query)
         .variables(Variables::from_json(serde_json::Value::Object(asked.variables)))
         .data(RequestContext { id: request_id, identity: asked.identity, ip: asked.ip });
@@ -62,7 +64,7 @@ pub(super) fn prepare(inner: &Inner, asked: Asked) -> Result<Ready, Response> {
         request = request.operation_name(name);
     }
     request.set_parsed_query(document);
-    Ok(Ready { kind, request_id, request, who })
+    Ok(Ready { kind, request_id, request, who, shape })
 }
 
 fn check(asked: &Asked) -> Result<Prepared, ApiError> {
@@ -88,7 +90,7 @@ async fn within(inner: &Inner, ready: Ready) -> Response {
     let id = ready.request_id;
     let timeout = inner.services.config.request_timeout;
     let response = match tokio::time::timeout(timeout, inner.schema.execute(ready.request)).await {
-        Ok(response) => polish(response, id),
+        Ok(response) => polish(shaped(ready.shape.as_ref(), response), id),
         Err(_) => failed(ApiError::away(), id),
     };
     metrics::histogram!("botledger_api_request_seconds").record(begun.elapsed().as_secs_f64());
@@ -120,9 +122,16 @@ pub(super) fn stream(inner: Arc<Inner>, ready: Ready) -> impl Stream<Item = Resp
         .execute_stream(ready.request)
         .map(move |response| {
             let _counted = &running;
-            polish(response, id)
+            polish(shaped(ready.shape.as_ref(), response), id)
         })
         .boxed()
+}
+
+fn shaped(shape: Option<&Shape>, response: Response) -> Response {
+    match shape {
+        Some(shape) => shape.apply(response),
+        None => response,
+    }
 }
 
 /// Counts a running subscription.
@@ -168,6 +177,8 @@ pub(super) fn is_away(response: &Response) -> bool {
 fn polish(mut response: Response, request_id: uuid::Uuid) -> Response {
     response.errors.truncate(MOST_ERRORS);
     for error in &mut response.errors {
+        // What has no place in the document has no location.
+        error.locations.retain(|place| place.line > 0);
         let extensions = error.extensions.get_or_insert_default();
         let code = match extensions.get("code") {
             Some(Value::String(code)) => code.clone(),

@@ -378,6 +378,40 @@ async fn costly_queries_are_refused_before_they_run(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
+async fn what_failed_is_null_and_fields_come_as_they_were_asked_for(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let tenant = platform.tenant("one").await;
+    platform.bot(&tenant, 1).await;
+    platform.settle().await;
+    let analyst = platform.token_as(&tenant, Role::Analyst).await;
+    let data = async |token: &str, query: &str| {
+        let answer = platform.post(Some(token), query, json!({})).await;
+        let (from, until) = (answer.text.find("{\"data\":").unwrap() + 8, answer.text.find(",\"errors\""));
+        answer.text[from..until.unwrap_or(answer.text.len() - 1)].to_owned()
+    };
+    // A field that may be null is, and its neighbours are there, in order.
+    let partly = "{ platform { version } bot(id: \"turn:1\") { id } me { role } }";
+    let version = env!("CARGO_PKG_VERSION");
+    let expected =
+        format!("{{\"platform\":{{\"version\":\"{version}\"}},\"bot\":null,\"me\":{{\"role\":\"OWNER\"}}}}");
+    assert_eq!(data(&tenant.token, partly).await, expected);
+    assert_eq!(data(&tenant.token, "{ a: bot(id: \"turn:1\") { id } }").await, "{\"a\":null}");
+    // One that must not be null takes everything up to the next that may.
+    assert_eq!(data(&tenant.token, "{ me { login } bots(first: 999) { nodes { id } } }").await, "null");
+    assert_eq!(data(&analyst, "{ me { role } bots { nodes { id } } }").await, "null");
+    let ordered = "query($yes: Boolean = true) { bots { ...b nodes { id @skip(if: $yes) username } } }
+        fragment b on BotConnection { pageInfo { hasNextPage } edges { node { mode } } }";
+    let expected = "{\"bots\":{\"pageInfo\":{\"hasNextPage\":false},\"edges\":[{\"node\":{\"mode\":\"POLLING\"}}],\
+                    \"nodes\":[{\"username\":\"number_1_bot\"}]}}";
+    assert_eq!(data(&tenant.token, ordered).await, expected);
+    // A request that is at fault has no place in the document to point to.
+    let refused = platform.post(None, "{ __schema { types { name } } }", json!({})).await.json();
+    assert!(refused["errors"][0].get("locations").is_none(), "{refused}");
+    let guarded = platform.post(None, "{ me { id } }", json!({})).await.json();
+    assert_eq!(guarded["errors"][0]["locations"], json!([{"line": 1, "column": 3}]), "{guarded}");
+}
+
+#[sqlx::test(migrations = "../migrations")]
 async fn a_crowd_is_told_to_come_back(pool: PgPool) {
     let platform = Platform::with(pool, |config| config.max_in_flight = 0).await;
     let answer = platform.post(None, "{ __typename }", json!({})).await;
