@@ -14,7 +14,7 @@ use botledger_commands::{
     IncomingUpdate, KeyRing, Lease, NewBot, PersonFacts, ProbeError, SystemIds, TelegramProbe,
 };
 use botledger_domain::{
-    BotId, Clock, Decide, InstanceId, ModelName, PlanName, Position, Reason, SubjectId, TurnId, WorkspaceId,
+    BotId, Clock, Decide, InstanceId, ModelName, PlanName, Reason, SubjectId, TurnId, WorkspaceId,
     bot::{Bot, BotRateLimits, BotSettings, RateLimit, UpdateMode},
     chat_session::ChatSession,
     operator::{Operator, Role},
@@ -25,7 +25,7 @@ use botledger_domain::{
     turn::{Ask, ChatKind, Lane, ReplySource, Turn},
     workspace::Workspace,
 };
-use botledger_journal::JournalConfig;
+use botledger_journal::{Journal, JournalConfig};
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use sqlx::{PgPool, postgres::PgPoolOptions};
@@ -356,9 +356,13 @@ pub(crate) async fn audit_quotas(pool: &PgPool) -> u64 {
 
 /// Every stream of the ledger, read anew, makes the state this process has in memory.
 pub(crate) async fn replays_to_the_same(app: &App, pool: &PgPool) {
-    async fn same<A: Decide + Clone + PartialEq + std::fmt::Debug + 'static>(app: &App, id: &str) {
+    async fn same<A: Decide + Clone + PartialEq + std::fmt::Debug + 'static>(
+        app: &App,
+        anew: &Journal,
+        id: &str,
+    ) {
         let kept = app.core.journal.load::<A>(id).await.unwrap();
-        let replayed = app.core.journal.load_at::<A>(id, Position(i64::MAX)).await.unwrap();
+        let replayed = anew.load::<A>(id).await.unwrap();
         assert_eq!((kept.version, &kept.state), (replayed.version, &replayed.state), "{} {id}", A::TYPE);
     }
     let streams: Vec<(String, String)> =
@@ -367,16 +371,17 @@ pub(crate) async fn replays_to_the_same(app: &App, pool: &PgPool) {
             .await
             .unwrap();
     assert!(!streams.is_empty());
+    let anew = Journal::open(pool.clone(), JournalConfig::default());
     for (aggregate_type, id) in streams {
         match aggregate_type.as_str() {
-            "bot" => same::<Bot>(app, &id).await,
-            "chat_session" => same::<ChatSession>(app, &id).await,
-            "operator" => same::<Operator>(app, &id).await,
-            "quota" => same::<Quota>(app, &id).await,
-            "standing" => same::<Standing>(app, &id).await,
-            "subject" => same::<Subject>(app, &id).await,
-            "turn" => same::<Turn>(app, &id).await,
-            "workspace" => same::<Workspace>(app, &id).await,
+            "bot" => same::<Bot>(app, &anew, &id).await,
+            "chat_session" => same::<ChatSession>(app, &anew, &id).await,
+            "operator" => same::<Operator>(app, &anew, &id).await,
+            "quota" => same::<Quota>(app, &anew, &id).await,
+            "standing" => same::<Standing>(app, &anew, &id).await,
+            "subject" => same::<Subject>(app, &anew, &id).await,
+            "turn" => same::<Turn>(app, &anew, &id).await,
+            "workspace" => same::<Workspace>(app, &anew, &id).await,
             other => panic!("no replay of {other}"),
         }
     }
