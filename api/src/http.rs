@@ -416,6 +416,31 @@ fn told(outcome: &Outcome, takes: Takes, status: StatusCode) -> Response {
 mod tests {
     use super::*;
 
+    fn from(peer_address: &str, forwarded: &[&str], trusted: &[&str]) -> Option<String> {
+        let mut request = Request::new(Body::empty());
+        let address = SocketAddr::new(peer_address.parse().expect("an address"), 1);
+        request.extensions_mut().insert(ConnectInfo(address));
+        for value in forwarded {
+            let value = HeaderValue::from_str(value).expect("a header");
+            request.headers_mut().append("x-forwarded-for", value);
+        }
+        let trusted: Vec<IpAddr> = trusted.iter().map(|one| one.parse().expect("an address")).collect();
+        peer(&request, &trusted).map(|found| found.to_string())
+    }
+
+    #[test]
+    fn only_a_trusted_proxy_is_believed_where_a_request_is_from() {
+        let is = |address: &str| Some(address.to_owned());
+        assert_eq!(from("192.0.2.1", &["198.51.100.1"], &[]), is("192.0.2.1"));
+        assert_eq!(from("192.0.2.1", &["198.51.100.1"], &["192.0.2.9"]), is("192.0.2.1"));
+        assert_eq!(from("::ffff:192.0.2.9", &["198.51.100.1"], &["192.0.2.9"]), is("198.51.100.1"));
+        // What the client itself wrote in front is not believed.
+        let told = ["10.0.0.1, 198.51.100.1", "192.0.2.8"];
+        assert_eq!(from("192.0.2.9", &told, &["192.0.2.9", "192.0.2.8"]), is("198.51.100.1"));
+        assert_eq!(from("192.0.2.9", &["nonsense"], &["192.0.2.9"]), is("192.0.2.9"));
+        assert_eq!(from("192.0.2.9", &[], &["192.0.2.9"]), is("192.0.2.9"));
+    }
+
     fn accepting(accept: &str) -> Option<Takes> {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_str(accept).expect("a header"));

@@ -113,11 +113,12 @@ fn same_origin(headers: &HeaderMap, public_url: &str) -> bool {
 fn origin_of(url: &str) -> Option<(String, String, u16)> {
     let url: Uri = url.parse().ok()?;
     let scheme = url.scheme_str()?.to_ascii_lowercase();
-    let port = url.port_u16().or_else(|| match scheme.as_str() {
+    let usual = match scheme.as_str() {
         "http" => Some(80),
         "https" => Some(443),
         _ => None,
-    })?;
+    };
+    let port = url.port_u16().or(usual)?;
     Some((scheme, url.host()?.to_ascii_lowercase(), port))
 }
 
