@@ -185,10 +185,14 @@ impl<'a> Scope<'a> {
 
     /// The position a moment stands for.
     pub(crate) async fn position(&self, as_of: AsOf) -> ApiResult<Position> {
-        match as_of {
-            AsOf::Position(At(position)) => Ok(position),
-            AsOf::Time(moment) => Ok(self.services.log.position_at(moment).await?),
-        }
+        let log = &self.services.log;
+        let position = match as_of {
+            AsOf::Position(At(position)) => position.min(log.head().await?),
+            AsOf::Time(moment) => log.position_at(moment).await?,
+        };
+        // What a crash of the server could still take back is not the past yet.
+        log.flushed().await?;
+        Ok(position)
     }
 }
 

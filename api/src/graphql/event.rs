@@ -25,8 +25,10 @@ use crate::{
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The same while it could not be told.
 const LOOK_SOON: Duration = Duration::from_secs(1);
-/// Pages looked through for events of the caller's workspace, at most.
-const PAGES: usize = 20;
+/// Events looked through at once for those of the caller's workspace.
+const SCAN: i64 = 1_000;
+/// Events looked through before a page that is not full, and not empty, is shown as it is.
+const ENOUGH: usize = 5_000;
 
 pub(crate) struct Event(pub(crate) Arc<RecordedEvent>);
 
@@ -172,6 +174,7 @@ impl EventQuery {
         let before = Position(position.0.0 - 1);
         let found =
             scope.services.log.after(before, 1).await?.pop().filter(|event| event.position == position.0);
+        scope.services.log.flushed().await?;
         match found {
             Some(event) if is_own(scope.services, scope.request, &event).await? => {
                 Ok(Some(Event(Arc::new(event))))
@@ -200,9 +203,11 @@ impl EventQuery {
         let wanted = usize::try_from(paging.page.limit).unwrap_or_default();
         let mut page = paging.page;
         let mut rows: VecDeque<RecordedEvent> = VecDeque::new();
-        for _ in 0..PAGES {
+        let (mut looked_through, mut more) = (0, false);
+        while !more {
             let found = scope.services.log.page(&filter, page).await?;
-            let whole = found.len() == wanted;
+            let whole = i64::try_from(found.len()) == Ok(page.limit);
+            looked_through += found.len();
             let edge = if page.from_end { found.first() } else { found.last() }.map(|event| event.position);
             let mut own = Vec::with_capacity(found.len());
             for event in found {
@@ -220,14 +225,22 @@ impl EventQuery {
             if rows.len() >= wanted || !whole {
                 break;
             }
+            // The next page goes on behind the last row of this one, so it must have a row.
+            more = looked_through >= ENOUGH && !rows.is_empty();
+            page.limit = page.limit.max(SCAN);
         }
+        scope.services.log.flushed().await?;
         if page.from_end {
             rows.drain(..rows.len().saturating_sub(wanted));
         } else {
             rows.truncate(wanted);
         }
         let fields = async_graphql::connection::EmptyFields;
-        Ok(paging.connect(rows.into(), fields, |event| event.position.0, |event| Event(Arc::new(event))))
+        let mut list =
+            paging.connect(rows.into(), fields, |event| event.position.0, |event| Event(Arc::new(event)));
+        let beyond = if page.from_end { &mut list.has_previous_page } else { &mut list.has_next_page };
+        *beyond |= more;
+        Ok(list)
     }
 }
 

@@ -70,9 +70,11 @@ impl PlatformQuery {
     #[graphql(guard = "Needs(Permission::ReadSelf)")]
     async fn platform(&self, ctx: &Context<'_>) -> ApiResult<Platform> {
         let services = Scope::of(ctx)?.services;
+        let head = services.log.head().await?;
+        services.log.flushed().await?;
         Ok(Platform {
             version: env!("CARGO_PKG_VERSION"),
-            head: services.log.head().await?.into(),
+            head: head.into(),
             simulated: services.config.simulated.clone(),
         })
     }

@@ -1,5 +1,6 @@
 //! Two workspaces on one platform know nothing of each other.
 
+use botledger_domain::{WorkspaceId, operator::Role};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
@@ -159,5 +160,117 @@ async fn the_log_of_a_workspace_is_its_own(pool: PgPool) {
     for _ in 0..24 {
         let next = turns.next().await;
         assert_eq!(next["payload"]["data"]["turnChanged"]["turn"]["botId"], format!("bot:{}", our_bot.0));
+    }
+}
+
+/// Events of another workspace put into the ledger beside the journal, each on a stream of its own.
+async fn record_theirs(platform: &Platform, theirs: WorkspaceId, events: i64) {
+    sqlx::query(
+        "INSERT INTO events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata,
+            position, recorded_at, leaf_hash)
+         SELECT 'silent', (head + n)::text, 1, 'said_nothing', '1.0', json_build_object('workspace', $1::uuid), '{}',
+            head + n, now(), sha256('')
+         FROM (SELECT max(position) AS head FROM events) head, generate_series(1, $2::bigint) n",
+    )
+    .bind(theirs.0)
+    .bind(events)
+    .execute(&platform.pool)
+    .await
+    .unwrap();
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn what_others_did_in_between_ends_no_list(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let (ours, theirs) = (platform.tenant("ours").await, platform.tenant("theirs").await);
+    let own = async |count: &str, from: &str, cursor: &Value| {
+        let query = format!(
+            "query q($at: String) {{ events({count}: 3, {from}: $at) {{ edges {{ node {{ position }} cursor }}
+             pageInfo {{ hasPreviousPage hasNextPage startCursor endCursor }} }} }}"
+        );
+        platform.data(&ours.token, &query, json!({"at": cursor})).await["events"].take()
+    };
+    let positions = |events: &Value| -> Vec<i64> {
+        let edges = events["edges"].as_array().unwrap();
+        edges.iter().map(|edge| edge["node"]["position"].as_str().unwrap().parse().unwrap()).collect()
+    };
+    record_theirs(&platform, theirs.workspace, 100).await;
+    platform.token_as(&ours, Role::Member).await;
+    record_theirs(&platform, theirs.workspace, 6_000).await;
+    platform.operator(ours.workspace, "newest", Role::Member).await;
+    record_theirs(&platform, theirs.workspace, 100).await;
+    let all: Vec<i64> = sqlx::query_scalar(
+        "SELECT position FROM events WHERE payload::text LIKE '%' || $1 || '%' OR aggregate_id = $1
+            OR (aggregate_type = 'operator' AND aggregate_id IN
+                (SELECT aggregate_id FROM events WHERE payload::text LIKE '%' || $1 || '%'))
+         ORDER BY position DESC",
+    )
+    .bind(ours.workspace.to_string())
+    .fetch_all(&platform.pool)
+    .await
+    .unwrap();
+
+    let (mut seen, mut cursor, mut short) = (Vec::<i64>::new(), Value::Null, 0);
+    loop {
+        let page = own("first", "after", &cursor).await;
+        let found = positions(&page);
+        seen.extend(&found);
+        if page["pageInfo"]["hasNextPage"] == false {
+            break;
+        }
+        short += usize::from(found.len() < 3);
+        cursor = page["pageInfo"]["endCursor"].clone();
+    }
+    assert_eq!(seen, all);
+    assert!(short > 0, "no page ended early and said that it is not the end");
+
+    let (mut seen, mut cursor) = (Vec::<i64>::new(), Value::Null);
+    loop {
+        let page = own("last", "before", &cursor).await;
+        seen.splice(..0, positions(&page));
+        if page["pageInfo"]["hasPreviousPage"] == false {
+            break;
+        }
+        cursor = page["pageInfo"]["startCursor"].clone();
+    }
+    assert_eq!(seen, all, "and so from the other end");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn nothing_is_shown_before_it_is_on_the_disk(pool: PgPool) {
+    let platform = Platform::open(pool).await;
+    let ours = platform.tenant("ours").await;
+    for query in [
+        "{ platform { head } }",
+        "{ events(first: 1) { edges { node { position } } } }",
+        "query q($p: Position!) { event(position: $p) { position } }",
+    ] {
+        let mut tx = platform.pool.begin().await.unwrap();
+        for statement in [
+            "SET LOCAL synchronous_commit = off",
+            "INSERT INTO events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload,
+                metadata, position, recorded_at, leaf_hash)
+             SELECT aggregate_type, aggregate_id, max(sequence) + 1, 'said_nothing', '1.0', '{}', '{}',
+                (SELECT max(position) + 1 FROM events), now(), sha256('')
+             FROM events WHERE aggregate_type = 'workspace' GROUP BY 1, 2",
+        ] {
+            sqlx::query(statement).execute(&mut *tx).await.unwrap();
+        }
+        let (position, written): (i64, String) =
+            sqlx::query_as("SELECT max(position), pg_current_wal_insert_lsn()::text FROM events")
+                .fetch_one(&mut *tx)
+                .await
+                .unwrap();
+        tx.commit().await.unwrap();
+        let variables =
+            if query.starts_with("query") { json!({"p": position.to_string()}) } else { json!({}) };
+        let shown = platform.data(&ours.token, query, variables).await.to_string();
+        assert!(shown.contains(&format!("\"{position}\"")), "what was just written is seen: {shown}");
+        let flushed: bool = sqlx::query_scalar("SELECT pg_current_wal_flush_lsn() > $1::text::pg_lsn")
+            .bind(written)
+            .fetch_one(&platform.pool)
+            .await
+            .unwrap();
+        assert!(flushed, "{query}");
     }
 }
