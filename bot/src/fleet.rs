@@ -682,6 +682,9 @@ async fn sweep(bot: Arc<HeldBot>) {
         if found > 0 {
             metrics::counter!("botledger_queue_recovered_total").increment(found as u64);
         }
+        if bot.dispatcher.waiting() > intake::MOST_WAITING {
+            bot.queue.say_crowded(2 * SWEEP).await;
+        }
         let id = bot.id.to_string();
         metrics::gauge!("botledger_turns_open", "bot" => id.clone()).set(bot.dispatcher.open() as f64);
         let now_ms = u64::try_from(bot.deps.app.core.clock.now().timestamp_millis()).unwrap_or(0);

@@ -163,13 +163,21 @@ impl Queue {
         }
     }
 
-    /// Turns in both lanes; none when Redis gives no answer.
-    pub(crate) async fn depth(&self) -> usize {
-        let Some(mut redis) = self.redis.clone() else { return 0 };
-        let mut pipe = redis::pipe();
-        pipe.xlen(self.key(Lane::High)).xlen(self.key(Lane::Normal));
-        let depths: Option<(usize, usize)> = self.ask(async { pipe.query_async(&mut redis).await }).await;
-        depths.map_or(0, |(high, normal)| high + normal)
+    fn crowded_key(&self) -> String {
+        format!("bl:crowded:{{{}}}", self.bot)
+    }
+
+    /// Tells processes that do not hold the bot, for as long as given, that it has too much in line.
+    pub(crate) async fn say_crowded(&self, ttl: Duration) {
+        let Some(mut redis) = self.redis.clone() else { return };
+        let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        self.ask(async { redis.pset_ex::<_, _, ()>(self.crowded_key(), 1, ttl).await }).await;
+    }
+
+    /// Whether the holder said that it has too much in line; not when Redis gives no answer.
+    pub(crate) async fn is_crowded(&self) -> bool {
+        let Some(mut redis) = self.redis.clone() else { return false };
+        self.ask(async { redis.exists(self.crowded_key()).await }).await.unwrap_or(false)
     }
 
     /// How full a lane is; absent when Redis gives no answer. `now_ms` is Unix time in milliseconds.

@@ -74,11 +74,11 @@ impl Webhooks {
         }
         let fence = Fence { epoch: bot.lease_epoch };
         let held = self.fleet.held(id).filter(|held| held.fence == fence);
-        let waiting = match &held {
-            Some(held) => held.dispatcher.waiting(),
-            None => self.deps.queue(id).depth().await,
+        let crowded = match &held {
+            Some(held) => held.dispatcher.waiting() > MOST_WAITING,
+            None => self.deps.queue(id).is_crowded().await,
         };
-        if waiting > MOST_WAITING {
+        if crowded {
             return Ok(LATER);
         }
         let text = String::from_utf8_lossy(body).into_owned();
