@@ -13,8 +13,8 @@ mod check;
 mod load;
 mod secret;
 
-use std::net::IpAddr;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
