@@ -207,14 +207,12 @@ impl Worker<'_> {
         stage("gate", begun.elapsed().as_secs_f64());
         crash::point("decided");
         let Decision::Admitted(admitted) = decision else { return Ok(Next::Again) };
-        let Some(destination) = self.destination(&admitted.message).await? else {
-            return self.miss_the_message().await;
-        };
-        let turn = self.bot.deps.app.turns.load(self.started.work.turn).await?.state;
+        let BodyContent::Update { raw, .. } = &admitted.body else { return self.miss_the_message().await };
+        let Some(destination) = Destination::of(raw) else { return self.miss_the_message().await };
         let mut screen = Screen {
             worker: self,
             destination: &destination,
-            message_id: turn.started_message,
+            message_id: admitted.started_message,
             shown: String::new(),
             next_at: Instant::now() + SHOW_AFTER,
             interval: match admitted.message.chat_kind {

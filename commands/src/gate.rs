@@ -53,6 +53,10 @@ pub struct AdmittedTurn {
     pub admission: Admission,
     /// Ready to be sent.
     pub request: ChatRequest,
+    /// The message itself, as it was opened for the request: it says where the answer goes.
+    pub body: BodyContent,
+    /// The Telegram message that shows the answer already, where an earlier try sent one.
+    pub started_message: Option<i64>,
     /// Whether the bot shows answers while they are written.
     pub streaming: bool,
 }
@@ -116,14 +120,15 @@ impl Gate {
         let message = match (first.state.phase, &first.state.message, &first.state.admission) {
             (TurnPhase::Received, Some(message), _) => message.clone(),
             (TurnPhase::Admitted, Some(message), Some(admission)) => {
-                return self.admit_again(message.clone(), admission.clone()).await;
+                let started_message = first.state.started_message;
+                return self.admit_again(message.clone(), admission.clone(), started_message).await;
             }
             (phase, ..) => return Ok(Decision::AlreadyDecided(phase)),
         };
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
         // Taken once, before the first attempt: a conflict is no second message.
         let refusal = self.screen(turn, &message, &bot.settings).await?;
-        let prompt = self.prompt_of(&message).await?;
+        let body = self.body_of(&message).await?;
         let mut loaded = first;
         let mut attempt = 1;
         loop {
@@ -135,7 +140,7 @@ impl Gate {
             set.fence(message.bot, fence.epoch);
             let decision = match &refusal {
                 Some(reason) => self.refuse(&mut set, &mut loaded, reason.clone(), now)?,
-                None => self.reserve(&mut set, &mut loaded, &message, &bot.settings, &prompt, now).await?,
+                None => self.reserve(&mut set, &mut loaded, &message, &bot.settings, &body, now).await?,
             };
             match self.core.journal.append(set).await {
                 Ok(_) => {
@@ -207,11 +212,11 @@ impl Gate {
         }
     }
 
-    async fn prompt_of(&self, message: &Message) -> Result<String, GateError> {
+    async fn body_of(&self, message: &Message) -> Result<BodyContent, GateError> {
         let body = self.core.journal.body(message.body.body_id).await?;
         let Some(body) = body else { return Err(CommandError::NotFound { what: "message body" }) };
         match self.core.vault.open_body(&body).await {
-            Ok(content) => Ok(content.text().unwrap_or_default().to_owned()),
+            Ok(content) => Ok(content),
             Err(VaultError::Shredded) => Err(CommandError::NotFound { what: "message body" }),
             Err(error) => Err(error.into()),
         }
@@ -223,7 +228,7 @@ impl Gate {
         turn: &mut Loaded<Turn>,
         message: &Message,
         settings: &BotSettings,
-        prompt: &str,
+        body: &BodyContent,
         now: DateTime<Utc>,
     ) -> Result<Decision, GateError> {
         let mut quota = self
@@ -250,6 +255,7 @@ impl Gate {
         let remaining = quota.state.left_at(now).map_or(0, |left| left.remaining);
         let window = u64::from(settings.context_tokens).min(remaining);
         let reservation = ReservationId(turn_uuid(turn)?);
+        let prompt = body.text().unwrap_or_default();
         let asked = self.ask(message, settings, session, context_epoch, prompt, window).await?;
         let (request, tokens) = match asked {
             Asked::Fits { request, tokens } => (request, tokens),
@@ -289,24 +295,34 @@ impl Gate {
             message: message.clone(),
             admission,
             request,
+            body: body.clone(),
+            started_message: turn.state.started_message,
             streaming: settings.streaming,
         })))
     }
 
     /// The same question under the hold that was granted before.
-    async fn admit_again(&self, message: Message, admission: Admission) -> Result<Decision, GateError> {
+    async fn admit_again(
+        &self,
+        message: Message,
+        admission: Admission,
+        started_message: Option<i64>,
+    ) -> Result<Decision, GateError> {
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
-        let prompt = self.prompt_of(&message).await?;
+        let body = self.body_of(&message).await?;
+        let prompt = body.text().unwrap_or_default();
         let (session, epoch) = (admission.session, admission.context_epoch);
         // The hold was made for what fitted, without the overhead that fitting adds on top.
         let window = admission.reserved_tokens + FIT_OVERHEAD;
-        match self.ask(&message, &bot.settings, session, epoch, &prompt, window).await? {
+        match self.ask(&message, &bot.settings, session, epoch, prompt, window).await? {
             Asked::Fits { mut request, .. } => {
                 request.model = admission.model.as_str().to_owned();
                 Ok(Decision::Admitted(Box::new(AdmittedTurn {
                     message,
                     admission,
                     request,
+                    body,
+                    started_message,
                     streaming: bot.settings.streaming,
                 })))
             }
