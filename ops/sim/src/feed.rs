@@ -70,6 +70,9 @@ pub enum FeedError {
     },
 }
 
+/// How often a second something is played, at most.
+const STEPS_A_SECOND: f64 = 100.0;
+
 enum Line {
     Text(String),
     Update(Value),
@@ -96,8 +99,8 @@ pub async fn feed(config: &FeedConfig, mut progress: impl FnMut(u64, u64)) -> Re
     let total = lines.len() as u64;
     let mut fed = Fed::default();
     let begun = tokio::time::Instant::now();
-    // Ten steps a second are even enough for a crowd.
-    let step = if config.rate > 0.0 { ((config.rate / 10.0).ceil() as usize).max(1) } else { 200 };
+    // Small steps: a crowd that speaks in chorus would be measured as a queue.
+    let step = if config.rate > 0.0 { ((config.rate / STEPS_A_SECOND).ceil() as usize).max(1) } else { 200 };
     let mut played = 0_u64;
     while !lines.is_empty() {
         let rest = lines.split_off(step.min(lines.len()));
