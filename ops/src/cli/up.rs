@@ -381,7 +381,11 @@ fn keys(config: &Config, environment: &Environment) -> Result<Vec<(String, Strin
     Ok(variables)
 }
 
-fn free_address() -> Result<String> {
+/// `host:port` on the loopback that nobody listens on at this moment.
+///
+/// # Errors
+/// When the machine has none left.
+pub fn free_address() -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").context("no port is free")?;
     Ok(listener.local_addr()?.to_string())
 }

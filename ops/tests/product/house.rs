@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use botledger_ops::cli::up::free_address;
 use botledger_sim::{
     Limits, LogEntry, OllamaConfig, OllamaSim, Person, SentMessage, TelegramConfig, TelegramSim,
 };
@@ -67,7 +67,7 @@ impl House {
         let name = pool.connect_options().get_database().unwrap_or("test").to_owned();
         let folder = std::env::temp_dir().join(format!("botledger-{name}"));
         fs::create_dir_all(&folder).unwrap();
-        let (listen, admin) = (free_address(), free_address());
+        let (listen, admin) = (free_address().unwrap(), free_address().unwrap());
         let url = limited_role(&pool).await;
         let environment = [
             ("DATABASE__URL", url.as_str()),
@@ -289,10 +289,6 @@ impl Drop for Running {
         self.child.kill().ok();
         self.child.wait().ok();
     }
-}
-
-pub(crate) fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 fn key() -> String {

@@ -1,5 +1,6 @@
 //! Starting, stopping, health, metrics and what happens when a partner is away.
 
+use botledger_ops::cli::up::free_address;
 use botledger_sim::Person;
 use sqlx::PgPool;
 
@@ -121,7 +122,7 @@ async fn two_products_share_the_fleet_and_one_takes_over(pool: PgPool) {
     let house = House::build(pool, Partners::default()).await;
     let first = house.serve(&[]).await;
     house.open_with_bot(BOT).await;
-    let (listen, admin) = (crate::house::free_address(), crate::house::free_address());
+    let (listen, admin) = (free_address().unwrap(), free_address().unwrap());
     let second =
         house.start(&[("BOTLEDGER_HTTP__LISTEN", &listen), ("BOTLEDGER_HTTP__ADMIN_LISTEN", &admin)]);
     until("the second is ready", async || {

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use botledger_ops::cli::up::free_address;
 use botledger_ops::stages::{Stage, stages};
 use botledger_sim::{FeedConfig, OllamaConfig, OllamaSim, TelegramConfig, TelegramSim, feed};
 use sqlx::PgPool;
@@ -188,8 +189,4 @@ async fn run(mut command: Command) -> Result<()> {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
     Ok(())
-}
-
-fn free_address() -> Result<String> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
