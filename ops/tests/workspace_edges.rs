@@ -13,7 +13,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("journal", &["domain"]),
     ("llm", &[]),
-    ("commands", &["domain", "journal", "llm"]),
+    ("scoring", &[]),
+    ("commands", &["domain", "journal", "llm", "scoring"]),
     ("projections", &["domain"]),
     ("api", &["domain", "commands", "projections"]),
     ("bot", &["domain", "commands", "projections", "llm"]),
@@ -26,6 +27,7 @@ const FOR_TESTS: &[&str] = &["sim", "local", "domain", "journal"];
 const FORBIDDEN_OUTSIDE: &[(&str, &[&str])] = &[
     ("domain", &["tokio", "sqlx", "reqwest", "redis", "axum", "teloxide", "rand", "tracing"]),
     ("llm", &["sqlx", "redis", "teloxide"]),
+    ("scoring", &["tokio", "sqlx", "redis", "reqwest", "teloxide", "rand", "tracing"]),
     ("projections", &["redis", "reqwest", "teloxide", "axum"]),
     ("api", &["sqlx", "redis", "teloxide"]),
     ("bot", &["sqlx", "axum"]),
