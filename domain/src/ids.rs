@@ -123,3 +123,10 @@ pub fn quota_stream(workspace: WorkspaceId, subject: SubjectId) -> Uuid {
 pub fn standing_stream(bot: BotId, subject: SubjectId) -> Uuid {
     Uuid::new_v5(&NAMESPACE, format!("standing:{bot}:{subject}").as_bytes())
 }
+
+/// The stream of a workspace's policy, or of a bot's own.
+#[must_use]
+pub fn policy_stream(workspace: WorkspaceId, bot: Option<BotId>) -> Uuid {
+    let bot = bot.map_or_else(String::new, |bot| bot.to_string());
+    Uuid::new_v5(&NAMESPACE, format!("policy:{workspace}:{bot}").as_bytes())
+}

@@ -23,6 +23,7 @@ pub mod operator;
 pub mod quota;
 mod recorded;
 mod sealed;
+pub mod signal;
 pub mod standing;
 pub mod subject;
 #[cfg(test)]
