@@ -5,6 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
+pub mod ladder;
+
 use crate::{
     BotId, Decide, DomainError, OperatorId, Reason, SubjectId, aggregate::aggregate, clock::is_writable,
 };
