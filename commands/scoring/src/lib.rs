@@ -8,6 +8,9 @@
 //! To add a detector: a module `noun.rs` with a `score` that takes a [`Normalised`] text and gives
 //! evidence with spans in code points of the original; its data under `data/`; a line in the guide.
 
+pub mod features;
+pub mod linear;
+pub mod model_file;
 pub mod normalise;
 pub mod pii;
 
