@@ -7,8 +7,10 @@ use strum::{AsRefStr, EnumString, IntoStaticStr};
 
 use crate::{
     Decide, DomainError, InstanceId, Language, ModelName, Reason, Sealed, TextError, WorkspaceId,
-    aggregate::aggregate, text::is_prose,
+    aggregate::aggregate, rate_limit::RateRule, text::is_prose,
 };
+
+pub use crate::rate_limit::RateLimit;
 
 /// A bot's Telegram username without `@`: 1-32 of `A-Za-z0-9_`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -119,24 +121,92 @@ impl Default for BotSettings {
     }
 }
 
-/// A token bucket: `burst` at once, refilled at `per_minute`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct RateLimit {
-    /// Messages at once, at least 1.
-    pub burst: u32,
-    /// Messages a minute in the long run, at least 1.
-    pub per_minute: u32,
-}
-
 /// Rate limits by scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BotRateLimits {
-    /// Per person.
+    /// Messages of a person.
     pub user: RateLimit,
-    /// Per chat.
+    /// Messages in a chat.
     pub chat: RateLimit,
-    /// For the bot as a whole.
+    /// Messages to the bot as a whole.
     pub bot: RateLimit,
+    /// Model tokens.
+    #[serde(default, skip_serializing_if = "TokenRates::is_empty")]
+    pub tokens: TokenRates,
+    /// Answers under way at the same time.
+    #[serde(default, skip_serializing_if = "ParallelAnswers::is_empty")]
+    pub parallel: ParallelAnswers,
+}
+
+/// Model tokens by scope; not limited where absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TokenRates {
+    /// Per person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<RateLimit>,
+    /// Per chat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<RateLimit>,
+    /// For the bot as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bot: Option<RateLimit>,
+}
+
+/// Answers under way at the same time, by scope, 1 to 100,000; not limited where absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ParallelAnswers {
+    /// Per person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
+    /// Per chat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<u32>,
+    /// For the bot as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bot: Option<u32>,
+}
+
+impl TokenRates {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl ParallelAnswers {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl BotRateLimits {
+    /// Limits of messages only.
+    #[must_use]
+    pub const fn of_messages(user: RateLimit, chat: RateLimit, bot: RateLimit) -> Self {
+        let tokens = TokenRates { user: None, chat: None, bot: None };
+        let parallel = ParallelAnswers { user: None, chat: None, bot: None };
+        Self { user, chat, bot, tokens, parallel }
+    }
+
+    /// What holds for one person.
+    #[must_use]
+    pub fn user_rule(&self) -> RateRule {
+        let (tokens, parallel) = (self.tokens.user, self.parallel.user);
+        RateRule { requests: Some(self.user), tokens, parallel }
+    }
+
+    /// What holds for one chat.
+    #[must_use]
+    pub fn chat_rule(&self) -> RateRule {
+        let (tokens, parallel) = (self.tokens.chat, self.parallel.chat);
+        RateRule { requests: Some(self.chat), tokens, parallel }
+    }
+
+    /// What holds for the bot.
+    #[must_use]
+    pub fn bot_rule(&self) -> RateRule {
+        let (tokens, parallel) = (self.tokens.bot, self.parallel.bot);
+        RateRule { requests: Some(self.bot), tokens, parallel }
+    }
 }
 
 impl BotSettings {
@@ -164,10 +234,9 @@ impl BotSettings {
             return invalid("temperature_milli");
         }
         if let Some(limits) = self.rate_limits {
-            for limit in [limits.user, limits.chat, limits.bot] {
-                if limit.burst == 0 || limit.per_minute == 0 {
-                    return invalid("rate_limits");
-                }
+            let rules = [limits.user_rule(), limits.chat_rule(), limits.bot_rule()];
+            if rules.into_iter().any(|rule| rule.check().is_err()) {
+                return invalid("rate_limits");
             }
         }
         Ok(())

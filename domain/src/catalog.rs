@@ -2,7 +2,7 @@
 
 use schemars::Schema;
 
-use crate::{bot, chat_session, operator, quota, standing, subject, turn, workspace};
+use crate::{bot, chat_session, operator, quota, rate_limit, standing, subject, turn, workspace};
 
 /// One aggregate as the outside sees it.
 #[derive(Clone, Debug)]
@@ -24,6 +24,7 @@ pub fn aggregates() -> Vec<AggregateKind> {
         kind("chat_session", || schemars::schema_for!(chat_session::ChatSessionEvent)),
         kind("operator", || schemars::schema_for!(operator::OperatorEvent)),
         kind("quota", || schemars::schema_for!(quota::QuotaEvent)),
+        kind("rate_override", || schemars::schema_for!(rate_limit::RateOverrideEvent)),
         kind("standing", || schemars::schema_for!(standing::StandingEvent)),
         kind("subject", || schemars::schema_for!(subject::SubjectEvent)),
         kind("turn", || schemars::schema_for!(turn::TurnEvent)),

@@ -112,6 +112,11 @@ impl ConversationId {
     }
 }
 
+/// An id made from other ids: the same text gives the same id everywhere.
+pub(crate) fn derived(text: &str) -> Uuid {
+    Uuid::new_v5(&NAMESPACE, text.as_bytes())
+}
+
 /// The stream of a person's quota in a workspace.
 #[must_use]
 pub fn quota_stream(workspace: WorkspaceId, subject: SubjectId) -> Uuid {

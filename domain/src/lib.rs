@@ -21,6 +21,7 @@ pub mod leaf;
 mod metadata;
 pub mod operator;
 pub mod quota;
+pub mod rate_limit;
 mod recorded;
 mod sealed;
 pub mod signal;

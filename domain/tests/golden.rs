@@ -89,6 +89,7 @@ fn every_event_has_a_payload_of_every_version_and_each_decodes() {
             "chat_session" => check::<botledger_domain::chat_session::ChatSession>(&schema),
             "operator" => check::<botledger_domain::operator::Operator>(&schema),
             "quota" => check::<botledger_domain::quota::Quota>(&schema),
+            "rate_override" => check::<botledger_domain::rate_limit::RateOverride>(&schema),
             "standing" => check::<botledger_domain::standing::Standing>(&schema),
             "subject" => check::<botledger_domain::subject::Subject>(&schema),
             "turn" => check::<botledger_domain::turn::Turn>(&schema),

@@ -29,11 +29,11 @@ const BOTS: &[(&str, &str)] = &[
     ("vega_demo_bot", "You are Vega. You help with work, words and small talk, briefly."),
 ];
 /// A made-up crowd may write faster than people do.
-const CROWD: BotRateLimits = BotRateLimits {
-    user: RateLimit { burst: 40, per_minute: 240 },
-    chat: RateLimit { burst: 60, per_minute: 360 },
-    bot: RateLimit { burst: 5_000, per_minute: 60_000 },
-};
+const CROWD: BotRateLimits = BotRateLimits::of_messages(
+    RateLimit { burst: 40, per_minute: 240 },
+    RateLimit { burst: 60, per_minute: 360 },
+    RateLimit { burst: 5_000, per_minute: 60_000 },
+);
 /// Nothing moved for this long: something is stuck.
 const STUCK: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(200);

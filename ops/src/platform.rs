@@ -149,11 +149,11 @@ fn gate(config: &Config) -> Result<GateDefaults> {
     Ok(GateDefaults {
         provider: PROVIDER.to_owned(),
         model: default_model(config)?,
-        rate_limits: BotRateLimits {
-            user: limit(config.limits.user),
-            chat: limit(config.limits.chat),
-            bot: limit(config.limits.bot),
-        },
+        rate_limits: BotRateLimits::of_messages(
+            limit(config.limits.user),
+            limit(config.limits.chat),
+            limit(config.limits.bot),
+        ),
         context_exchanges: i64::from(config.bots.context_turns),
         notice_pause: NOTICE_PAUSE,
         block_notice_pause: BLOCK_NOTICE_PAUSE,

@@ -141,7 +141,7 @@ impl Platform {
             gate: GateDefaults {
                 provider: "ollama".to_owned(),
                 model: ModelName::parse("llama3.2").unwrap(),
-                rate_limits: BotRateLimits { user: generous, chat: generous, bot: generous },
+                rate_limits: BotRateLimits::of_messages(generous, generous, generous),
                 context_exchanges: 20,
                 notice_pause: Duration::from_secs(60),
                 block_notice_pause: Duration::from_secs(60),

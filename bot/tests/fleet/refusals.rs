@@ -17,7 +17,7 @@ async fn who_writes_too_fast_is_told_once_when_to_come_back(pool: PgPool) {
     let world = World::new(pool).await;
     let instance = world.instance();
     let often = RateLimit { burst: 100, per_minute: 6_000 };
-    let limits = BotRateLimits { user: RateLimit { burst: 2, per_minute: 1 }, chat: often, bot: often };
+    let limits = BotRateLimits::of_messages(RateLimit { burst: 2, per_minute: 1 }, often, often);
     let settings = BotSettings { rate_limits: Some(limits), ..BotSettings::default() };
     let bot = world.bot_with(&instance, "limit_bot", UpdateMode::Polling, settings).await;
     let person = Person::number(1);

@@ -216,7 +216,7 @@ impl World {
             gate: GateDefaults {
                 provider: "ollama".to_owned(),
                 model: self.setup.bots.default_model.clone(),
-                rate_limits: BotRateLimits { user: often, chat: often, bot: often },
+                rate_limits: BotRateLimits::of_messages(often, often, often),
                 context_exchanges: 20,
                 notice_pause: self.setup.notice_pause,
                 block_notice_pause: self.setup.notice_pause,

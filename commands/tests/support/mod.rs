@@ -85,7 +85,7 @@ pub(crate) fn daily(tokens: u64) -> PlanTerms {
 
 pub(crate) fn limits(user: u32, chat: u32, bot: u32) -> BotRateLimits {
     let limit = |burst| RateLimit { burst, per_minute: 1 };
-    BotRateLimits { user: limit(user), chat: limit(chat), bot: limit(bot) }
+    BotRateLimits::of_messages(limit(user), limit(chat), limit(bot))
 }
 
 /// Settings under which nobody is too fast.
@@ -378,6 +378,7 @@ pub(crate) async fn replays_to_the_same(app: &App, pool: &PgPool) {
             "chat_session" => same::<ChatSession>(app, &anew, &id).await,
             "operator" => same::<Operator>(app, &anew, &id).await,
             "quota" => same::<Quota>(app, &anew, &id).await,
+            "rate_override" => same::<botledger_domain::rate_limit::RateOverride>(app, &anew, &id).await,
             "standing" => same::<Standing>(app, &anew, &id).await,
             "subject" => same::<Subject>(app, &anew, &id).await,
             "turn" => same::<Turn>(app, &anew, &id).await,
