@@ -171,8 +171,8 @@ impl Gate {
             return Ok(None);
         }
         let limits = settings.rate_limits.unwrap_or(self.defaults.rate_limits);
-        match self.limiter.take(message.bot, message.subject, message.conversation, limits).await {
-            Ok(()) => {
+        match self.limiter.take(&self.limiter.message(turn, message, limits, 0)).await {
+            Ok(_) => {
                 self.counted.insert(turn, ());
                 Ok(None)
             }
@@ -289,6 +289,7 @@ impl Gate {
             context_epoch,
             provider: self.defaults.provider.clone(),
             model: self.model(settings),
+            notices: vec![],
         };
         set.decide(turn, TurnCommand::Admit(admission.clone()), now).map_err(CommandError::Refused)?;
         Ok(Decision::Admitted(Box::new(AdmittedTurn {

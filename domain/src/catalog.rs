@@ -2,7 +2,7 @@
 
 use schemars::Schema;
 
-use crate::{bot, chat_session, operator, quota, rate_limit, standing, subject, turn, workspace};
+use crate::{bot, budget, budget_share, chat_session, operator, policy, quota, rate_limit, standing, subject, turn, workspace};
 
 /// One aggregate as the outside sees it.
 #[derive(Clone, Debug)]
@@ -21,8 +21,11 @@ pub fn aggregates() -> Vec<AggregateKind> {
     }
     vec![
         kind("bot", || schemars::schema_for!(bot::BotEvent)),
+        kind("budget", || schemars::schema_for!(budget::BudgetEvent)),
+        kind("budget_share", || schemars::schema_for!(budget_share::BudgetShareEvent)),
         kind("chat_session", || schemars::schema_for!(chat_session::ChatSessionEvent)),
         kind("operator", || schemars::schema_for!(operator::OperatorEvent)),
+        kind("policy", || schemars::schema_for!(policy::PolicyEvent)),
         kind("quota", || schemars::schema_for!(quota::QuotaEvent)),
         kind("rate_override", || schemars::schema_for!(rate_limit::RateOverrideEvent)),
         kind("standing", || schemars::schema_for!(standing::StandingEvent)),

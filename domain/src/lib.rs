@@ -9,8 +9,11 @@
 //! events, errors, `decide`, `apply`, wired by `aggregate!`; a line in [`catalog`]; golden files
 //! under `tests/golden/`. To add an event: a variant, its arm in `apply`, a golden payload.
 
+pub mod account;
 mod aggregate;
 pub mod bot;
+pub mod budget;
+pub mod budget_share;
 pub mod catalog;
 pub mod chat_session;
 mod clock;
@@ -20,6 +23,8 @@ mod laws;
 pub mod leaf;
 mod metadata;
 pub mod operator;
+pub mod policy;
+pub mod price;
 pub mod quota;
 pub mod rate_limit;
 mod recorded;
@@ -38,7 +43,7 @@ pub use aggregate::{Decide, DomainError};
 pub use clock::{Clock, FixedClock, SharedClock};
 pub use ids::{
     BodyId, BotId, ConversationId, InstanceId, OperatorId, Position, ReservationId, SubjectId, TurnId,
-    WorkspaceId, quota_stream, standing_stream,
+    WorkspaceId, policy_stream, quota_stream, standing_stream,
 };
 pub use metadata::{Actor, EventMetadata, SCHEMA_VERSION};
 pub use recorded::{DecodeError, RecordedEvent};

@@ -49,7 +49,9 @@ pub enum Permission {
     ManageBots,
     /// Plans, assignments, overrides.
     ManageQuotas,
-    /// Block and unblock people.
+    /// Publish and withdraw policies; access lists.
+    ManagePolicies,
+    /// Block and unblock people, decide appeals.
     Moderate,
     /// Read the text of conversations and names of people.
     ReadPersonal,

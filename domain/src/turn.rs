@@ -16,7 +16,11 @@ use strum::{AsRefStr, EnumString, IntoStaticStr};
 
 use crate::{
     BodyRef, BotId, ConversationId, Decide, DomainError, Language, ModelName, Reason, ReservationId,
-    SubjectId, WorkspaceId, aggregate::aggregate,
+    SubjectId, WorkspaceId,
+    aggregate::aggregate,
+    policy::PolicyRef,
+    signal::{Detector, Findings},
+    standing::ladder::OffenceKind,
 };
 
 /// Which queue a turn waits in.
@@ -116,6 +120,21 @@ pub struct Admission {
     pub provider: String,
     /// Model that will be asked.
     pub model: ModelName,
+    /// What the person is told with the answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<Notice>,
+}
+
+/// Something a person is told with an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Notice {
+    /// Their messages have added up to a warning; this was the last straw.
+    Warned { offence: OffenceKind },
+    /// They are throttled from now on, to so many messages a minute.
+    Throttled { per_minute: u32 },
+    /// A limit is used up to this part; `holder` is `person`, `bot` or `workspace`.
+    LimitNear { holder: String, unit: String, percent: u8, resets_at: DateTime<Utc> },
 }
 
 /// Why a person was refused, with what they need to know.
@@ -125,6 +144,20 @@ pub struct Admission {
 pub enum RefusalReason {
     /// Blocked by a moderator.
     Blocked { reason: Reason, until: Option<DateTime<Utc>> },
+    /// Blocked for a while by what the person's messages added up to.
+    TemporarilyBlocked { until: DateTime<Utc> },
+    /// Blocked by the same until an appeal is granted; `severe` when one message was enough.
+    BlockedUntilAppeal { severe: bool },
+    /// Throttled by the same: slower than others.
+    Throttled { retry_at: DateTime<Utc> },
+    /// A deny list names person or chat; what it says of them is not theirs to read.
+    Denied { until: Option<DateTime<Utc>> },
+    /// What was found in the message is not answered: the detector and its rule.
+    Content { detector: Detector, rule: String },
+    /// The message is not what the bot is for.
+    OffTopic,
+    /// A detector that has to be asked first gave no answer.
+    Unscored,
     /// A token bucket is empty: `user`, `chat` or `bot`.
     RateLimited { scope: String, retry_at: DateTime<Utc> },
     /// Not enough tokens left in the period.
@@ -226,6 +259,8 @@ pub struct Turn {
     pub message: Option<Message>,
     /// When it was received.
     pub received_at: Option<DateTime<Utc>>,
+    /// The policy that judged it.
+    pub scored: Option<PolicyRef>,
     /// What admission granted.
     pub admission: Option<Admission>,
     /// Why it was refused.
@@ -247,6 +282,8 @@ pub enum TurnCommand {
     Record { bot: BotId, subject: Option<SubjectId>, update_id: i64, update_kind: String, body: BodyRef },
     /// Keep an update nobody can read.
     RecordUnreadable { bot: BotId, update_id: Option<i64>, body: BodyRef, problem: String },
+    /// Keep what the detectors saw; once, before it is decided.
+    Score { policy: PolicyRef, findings: Findings },
     /// Let it through to the model.
     Admit(Admission),
     /// Refuse it; `notify` says whether the person is told this time.
@@ -293,6 +330,8 @@ pub enum TurnEvent {
         problem: String,
         received_at: DateTime<Utc>,
     },
+    /// The detectors looked at it, and this policy judged what they saw.
+    MessageScored { policy: PolicyRef, findings: Findings, scored_at: DateTime<Utc> },
     /// The gate let it through.
     TurnAdmitted {
         #[serde(flatten)]
@@ -357,6 +396,7 @@ impl Turn {
                 self.received_at = Some(received_at);
                 self.phase = TurnPhase::Recorded;
             }
+            TurnEvent::MessageScored { policy, .. } => self.scored = Some(policy),
             TurnEvent::TurnAdmitted { admission, .. } => {
                 self.admission = Some(admission);
                 self.phase = TurnPhase::Admitted;
@@ -414,6 +454,10 @@ impl Decide for Turn {
             TurnCommand::RecordUnreadable { bot, update_id, body, problem } => {
                 Ok(vec![TurnEvent::UpdateUnreadable { bot, update_id, body, problem, received_at: now }])
             }
+            TurnCommand::Score { policy, findings } => match (self.phase, self.scored) {
+                (P::Received, None) => Ok(vec![TurnEvent::MessageScored { policy, findings, scored_at: now }]),
+                _ => Err(self.out_of_order("be scored")),
+            },
             TurnCommand::Admit(admission) => match self.phase {
                 P::Received => Ok(vec![TurnEvent::TurnAdmitted { admission, admitted_at: now }]),
                 _ => Err(self.out_of_order("be admitted")),

@@ -34,6 +34,7 @@ fn admission() -> Admission {
         context_epoch: 0,
         provider: "ollama".to_owned(),
         model: ModelName::parse("llama3.2:3b").expect("valid"),
+        notices: vec![],
     }
 }
 

@@ -1,0 +1,169 @@
+use std::{sync::Arc, time::Duration};
+
+use botledger_domain::{
+    BotId, Reason, WorkspaceId,
+    bot::Bot,
+    operator::Permission,
+    policy::{
+        Policy, PolicyCommand, PolicyError, PolicyMode, PolicyOwner, PolicyRef, PolicyTerms, PublishedPolicy,
+        Trial,
+    },
+    policy_stream,
+    workspace::Workspace,
+};
+use botledger_journal::JournalError;
+use chrono::{DateTime, Utc};
+use moka::sync::Cache;
+use uuid::Uuid;
+
+use crate::{
+    Caller, CommandError, Core,
+    execute::{Executed, execute},
+};
+
+/// How long another process may go on judging by a version that was replaced. Every decision records the
+/// version it was made under.
+pub const POLICY_DELAY: Duration = Duration::from_secs(1);
+
+/// The policy that judges a bot's messages now: its own, else its workspace's, else the built-in one.
+#[derive(Clone, Debug)]
+pub struct EffectivePolicy {
+    owner: PolicyOwner,
+    version: u32,
+    trial: Trial,
+    /// What it says.
+    pub terms: Arc<PolicyTerms>,
+}
+
+impl EffectivePolicy {
+    fn built_in() -> Self {
+        let trial = Trial::DryRun { until: None };
+        Self { owner: PolicyOwner::BuiltIn, version: 0, trial, terms: Arc::default() }
+    }
+
+    fn published(owner: PolicyOwner, policy: PublishedPolicy) -> Self {
+        Self { owner, version: policy.version, trial: policy.trial, terms: Arc::new(policy.terms) }
+    }
+
+    /// Which one it is, and whether it only watches at this moment.
+    #[must_use]
+    pub fn reference(&self, now: DateTime<Utc>) -> PolicyRef {
+        PolicyRef { owner: self.owner, version: self.version, dry_run: self.trial.is_dry_run(now) }
+    }
+}
+
+/// Whose policy is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyScope {
+    /// A workspace's: judges all its bots that have none of their own.
+    Workspace(WorkspaceId),
+    /// A bot's own.
+    Bot(BotId),
+}
+
+/// Policies of bots and workspaces.
+#[derive(Clone)]
+pub struct Policies {
+    core: Arc<Core>,
+    effective: Cache<(WorkspaceId, BotId), EffectivePolicy>,
+}
+
+type Outcome = Result<Executed<Policy>, CommandError<PolicyError>>;
+
+impl Policies {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        let effective = Cache::builder().max_capacity(10_000).time_to_live(POLICY_DELAY).build();
+        Self { core, effective }
+    }
+
+    /// Makes these terms the next version of a bot's policy, or of the workspace's without a bot. A first
+    /// version only watches for a week, unless `mode` says otherwise.
+    ///
+    /// # Errors
+    /// Without the permission; when workspace or bot are not the caller's; when the terms make no sense.
+    pub async fn publish(
+        &self,
+        caller: &Caller,
+        scope: PolicyScope,
+        terms: PolicyTerms,
+        mode: PolicyMode,
+        note: Option<Reason>,
+    ) -> Outcome {
+        let by = caller.operator_id();
+        let (workspace, bot) = self.place(caller, scope).await?;
+        let command = PolicyCommand::Publish { workspace, bot, terms: Box::new(terms), mode, note, by };
+        self.run(caller, policy_stream(workspace, bot), command).await
+    }
+
+    /// Takes a policy out of force: the bot falls back to its workspace's, the workspace to the built-in one.
+    ///
+    /// # Errors
+    /// Without the permission; when workspace or bot are not the caller's.
+    pub async fn withdraw(&self, caller: &Caller, scope: PolicyScope, reason: Reason) -> Outcome {
+        let by = caller.operator_id();
+        let (workspace, bot) = self.place(caller, scope).await?;
+        self.run(caller, policy_stream(workspace, bot), PolicyCommand::Withdraw { reason, by }).await
+    }
+
+    /// What judges a bot's messages; at most [`POLICY_DELAY`] old.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn effective(
+        &self,
+        workspace: WorkspaceId,
+        bot: BotId,
+    ) -> Result<EffectivePolicy, JournalError> {
+        if let Some(known) = self.effective.get(&(workspace, bot)) {
+            return Ok(known);
+        }
+        let found = self.find_effective(workspace, bot).await?;
+        self.effective.insert((workspace, bot), found.clone());
+        Ok(found)
+    }
+
+    async fn find_effective(
+        &self,
+        workspace: WorkspaceId,
+        bot: BotId,
+    ) -> Result<EffectivePolicy, JournalError> {
+        for (owner, bot) in [(PolicyOwner::Bot, Some(bot)), (PolicyOwner::Workspace, None)] {
+            let stream = policy_stream(workspace, bot).to_string();
+            if let Some(policy) = self.core.journal.load::<Policy>(&stream).await?.state.current {
+                return Ok(EffectivePolicy::published(owner, policy));
+            }
+        }
+        Ok(EffectivePolicy::built_in())
+    }
+
+    /// The place of a policy, for a caller who may change it.
+    async fn place(
+        &self,
+        caller: &Caller,
+        scope: PolicyScope,
+    ) -> Result<(WorkspaceId, Option<BotId>), CommandError<PolicyError>> {
+        caller.require(Permission::ManagePolicies)?;
+        match scope {
+            PolicyScope::Workspace(workspace) => {
+                let tenant = self.core.journal.load::<Workspace>(&workspace.to_string()).await?;
+                if tenant.state.name.is_none() || !caller.sees(Some(workspace)) {
+                    return Err(CommandError::NotFound { what: "workspace" });
+                }
+                Ok((workspace, None))
+            }
+            PolicyScope::Bot(bot) => {
+                let workspace = self.core.journal.load::<Bot>(&bot.to_string()).await?.state.workspace;
+                match workspace {
+                    Some(workspace) if caller.sees(Some(workspace)) => Ok((workspace, Some(bot))),
+                    _ => Err(CommandError::NotFound { what: "bot" }),
+                }
+            }
+        }
+    }
+
+    async fn run(&self, caller: &Caller, stream: Uuid, command: PolicyCommand) -> Outcome {
+        let done = execute(&self.core, caller, &stream.to_string(), command, |_| Ok(())).await?;
+        self.effective.invalidate_all();
+        Ok(done)
+    }
+}
