@@ -54,7 +54,7 @@ impl Projection for StandingsProjection {
         for (recorded, id, fact) in facts {
             let position = recorded.position.0;
             match fact {
-                StandingEvent::Blocked { bot, subject, by, reason, until, blocked_at } => {
+                StandingEvent::Blocked { bot, subject, by: Some(by), reason: Some(reason), until, blocked_at, .. } => {
                     let row = rows.get_or_insert((id,), || StandingRow {
                         standing_id: id,
                         bot_id: bot.uuid(),
@@ -73,7 +73,7 @@ impl Projection for StandingsProjection {
                     (row.changed_by, row.changed_at, row.updated_position) =
                         (by.uuid(), blocked_at, position);
                 }
-                StandingEvent::Unblocked { by, reason, unblocked_at } => {
+                StandingEvent::Unblocked { by, reason, unblocked_at, .. } => {
                     if let Some(row) = rows.get_mut(&(id,)) {
                         row.blocked = false;
                         row.reason = reason.into();
@@ -82,6 +82,7 @@ impl Projection for StandingsProjection {
                             (by.uuid(), unblocked_at, position);
                     }
                 }
+                _ => {}
             }
         }
         Ok(rows.store(tx).await?)

@@ -592,10 +592,36 @@ impl Ladder {
         }
     }
 
+    /// How many of the blocks for a while so far count at a moment.
+    #[must_use]
+    pub fn temp_blocks_counting(&self, config: &LadderConfig, t_ms: i64) -> u32 {
+        let window = window(config);
+        let counting = self.temp_blocks.iter().filter(|began| t_ms.saturating_sub(**began) < window);
+        u32::try_from(counting.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Both ladders as one, each taken at a moment: what somebody has who earned the one and the other.
+    #[must_use]
+    pub fn joined(mut self, mut other: Self, config: &LadderConfig, t_ms: i64) -> Self {
+        self.settle(config, t_ms);
+        other.settle(config, t_ms);
+        self.temp_blocks.append(&mut other.temp_blocks);
+        self.temp_blocks.sort_unstable();
+        self.temp_blocks.dedup();
+        Self {
+            state: self.state.max(other.state),
+            drift: self.drift.saturating_add(other.drift),
+            violation: self.violation.saturating_add(other.violation),
+            clock_ms: self.clock_ms.max(other.clock_ms),
+            positives: self.positives.saturating_add(other.positives),
+            until_ms: self.until_ms.max(other.until_ms),
+            temp_blocks: self.temp_blocks,
+        }
+    }
+
     fn block_for_a_while(&mut self, config: &LadderConfig, t_ms: i64) {
-        let window = i64::try_from(config.ladder_window_ms).unwrap_or(i64::MAX);
-        let earlier = self.temp_blocks.iter().filter(|began| t_ms.saturating_sub(**began) < window).count();
-        let earlier = u32::try_from(earlier).unwrap_or(u32::MAX);
+        let window = window(config);
+        let earlier = self.temp_blocks_counting(config, t_ms);
         // What a late event could still count is kept: another window back.
         self.temp_blocks.retain(|began| t_ms.saturating_sub(*began) < window.saturating_mul(2));
         self.temp_blocks.push(t_ms);
@@ -607,6 +633,10 @@ impl Ladder {
             self.until_ms = Some(t_ms.saturating_add(long));
         }
     }
+}
+
+fn window(config: &LadderConfig) -> i64 {
+    i64::try_from(config.ladder_window_ms).unwrap_or(i64::MAX)
 }
 
 /// One event of a trace, as `botledger score predict --kind deviation` reads it.
