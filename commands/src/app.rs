@@ -6,8 +6,9 @@ use redis::aio::ConnectionManager;
 use sqlx::PgPool;
 
 use crate::{
-    Audit, Bots, Gate, GateDefaults, Histories, KeyRing, Operators, Quotas, RateLimiter, Sessions, SharedIds,
-    Standings, Subjects, TelegramProbe, Turns, Vault, Workspaces,
+    Audit, Bots, Gate, GateDefaults, Histories, KeyRing, Operators, Quotas, RateDefaults, RateLimiter, RateLimits,
+    Sessions, SharedIds, Standings, Subjects, TelegramProbe, Turns, Vault, Workspaces,
+    rate_limit::Overrides,
 };
 
 /// What every use case stands on.
@@ -27,6 +28,7 @@ pub struct AppConfig {
     pub journal: JournalConfig,
     pub keys: KeyRing,
     pub gate: GateDefaults,
+    pub rates: RateDefaults,
     /// How long Redis may take before it counts as away.
     pub redis_patience: Duration,
     pub instance: InstanceId,
@@ -41,6 +43,7 @@ pub struct App {
     pub histories: Histories,
     pub gate: Gate,
     pub quotas: Quotas,
+    pub rate_limits: RateLimits,
     pub standings: Standings,
     pub workspaces: Workspaces,
     pub operators: Operators,
@@ -68,16 +71,20 @@ impl App {
             instance: config.instance,
             pool: pool.clone(),
         });
-        let audit = Audit::new(pool, Arc::clone(&clock));
+        let audit = Audit::new(pool.clone(), Arc::clone(&clock));
         let subjects = Subjects::new(Arc::clone(&core));
         let workspaces = Workspaces::new(Arc::clone(&core));
-        let limiter = RateLimiter::new(redis, clock, config.redis_patience);
+        let overrides = Overrides::new(pool);
+        let limiter = RateLimiter::new(redis, clock, config.redis_patience)
+            .with_defaults(config.rates)
+            .with_overrides(overrides.clone());
         Self {
             bots: Bots::new(Arc::clone(&core), probe),
             turns: Turns::new(Arc::clone(&core), subjects.clone()),
             histories: Histories::new(Arc::clone(&core)),
-            gate: Gate::new(Arc::clone(&core), limiter, config.gate),
+            gate: Gate::new(Arc::clone(&core), limiter.clone(), config.gate),
             quotas: Quotas::new(Arc::clone(&core)),
+            rate_limits: RateLimits::new(Arc::clone(&core), limiter, overrides),
             standings: Standings::new(Arc::clone(&core)),
             operators: Operators::new(Arc::clone(&core), workspaces.clone(), audit.clone()),
             workspaces,
@@ -91,17 +98,23 @@ impl App {
 
 /// Tells the metrics recorder what the use cases' metrics mean.
 pub fn describe_metrics() {
-    use metrics::{Unit, describe_counter};
+    use metrics::{Unit, describe_counter, describe_histogram};
     describe_counter!("botledger_gate_decisions_total", Unit::Count, "Decisions of the gate by outcome");
     describe_counter!(
         "botledger_rate_limited_total",
         Unit::Count,
-        "Messages refused by a rate limit, by scope"
+        "Calls refused by a rate limit, by scope and by what there was too little of"
     );
+    describe_counter!(
+        "botledger_rate_decisions_total",
+        Unit::Count,
+        "Rate decisions by outcome: admitted, repeated, refused"
+    );
+    describe_histogram!("botledger_rate_limit_script_seconds", Unit::Seconds, "Scripts in Redis, with the way there");
     describe_counter!(
         "botledger_rate_limit_fallbacks_total",
         Unit::Count,
-        "Rate decisions taken without Redis, in this process"
+        "Rate decisions taken without Redis, in this process, by why"
     );
     describe_counter!(
         "botledger_quota_overruns_total",

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use botledger_commands::{
     App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, GateError, IncomingKind,
-    IncomingUpdate, KeyRing, Lease, NewBot, PersonFacts, ProbeError, SystemIds, TelegramProbe,
+    IncomingUpdate, KeyRing, Lease, NewBot, PersonFacts, ProbeError, RateDefaults, SystemIds, TelegramProbe,
 };
 use botledger_domain::{
     BotId, Clock, Decide, InstanceId, ModelName, PlanName, Reason, SubjectId, TurnId, WorkspaceId,
@@ -131,6 +131,7 @@ pub(crate) fn instance_of(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing) -
             notice_pause: Duration::from_secs(600),
             block_notice_pause: Duration::from_secs(600),
         },
+        rates: RateDefaults::default(),
         redis_patience: Duration::from_secs(2),
         instance: InstanceId(Uuid::now_v7()),
     };
