@@ -315,7 +315,8 @@ impl RateLimiter {
         keys.given_to(&mut script);
         let micros = u64::try_from(scripts::LEASE.as_micros()).unwrap_or(u64::MAX);
         let memory = u64::try_from(scripts::MEMORY.as_millis()).unwrap_or(u64::MAX);
-        script.arg(id.to_string()).arg(call.tokens).arg(micros).arg(memory);
+        let tokens = call.tokens.min(u64::from(MOST_OF_A_RATE));
+        script.arg(id.to_string()).arg(tokens).arg(micros).arg(memory);
         for rule in &rules {
             script.arg(u8::from(rule.parallel.is_some()));
         }
@@ -323,10 +324,10 @@ impl RateLimiter {
         match self.run::<i64>(&script).await {
             Ok(0) => false,
             Ok(_) => {
-                self.local.renew(&keys, &rules, id, now);
+                self.local.renew(&keys, &rules, id, tokens, now);
                 true
             }
-            Err(_) => self.local.renew(&keys, &rules, id, now),
+            Err(_) => self.local.renew(&keys, &rules, id, tokens, now),
         }
     }
 

@@ -94,29 +94,28 @@ impl Local {
             admitted &= !(slow || large || crowded);
             found.push(Found { requests, tokens, live, own });
         }
-        if admitted && !look {
-            for (((bucket, found), rule), subject) in
-                buckets.into_iter().zip(&mut found).zip(rules).zip(&keys.subjects)
-            {
-                let mut bucket = bucket;
-                if rule.requests.is_some() {
-                    bucket.requests.used += requests * ONE;
-                    found.requests = bucket.requests.used;
-                }
-                if rule.tokens.is_some() {
-                    bucket.tokens.used += more * ONE;
-                    found.tokens = bucket.tokens.used;
-                }
-                if let Some(id) = stays.filter(|_| rule.parallel.is_some()) {
-                    bucket.calls.insert(id, now + lease());
-                    found.live += u32::from(!found.own);
-                    found.own = true;
-                }
-                self.buckets.insert(subject.bucket.clone(), bucket);
+        let taken = admitted && !look;
+        for (((mut bucket, found), rule), subject) in
+            buckets.into_iter().zip(&mut found).zip(rules).zip(&keys.subjects)
+        {
+            if taken && rule.requests.is_some() {
+                bucket.requests.used += requests * ONE;
+                found.requests = bucket.requests.used;
             }
-            if stays.is_some() {
-                self.calls.insert(keys.call.clone(), Counted::Tokens(before + more));
+            if taken && rule.tokens.is_some() {
+                bucket.tokens.used += more * ONE;
+                found.tokens = bucket.tokens.used;
             }
+            if let Some(id) = stays.filter(|_| taken && rule.parallel.is_some()) {
+                bucket.calls.insert(id, now + lease());
+                found.live += u32::from(!found.own);
+                found.own = true;
+            }
+            // Also for who is refused: a clock that went back goes on from here.
+            self.buckets.insert(subject.bucket.clone(), bucket);
+        }
+        if taken && stays.is_some() {
+            self.calls.insert(keys.call.clone(), Counted::Tokens(before + more));
         }
         Answer { admitted, repeated: counted.is_some(), more, found }
     }
@@ -168,12 +167,12 @@ impl Local {
         self.calls.insert(keys.call.clone(), Counted::Settled);
     }
 
-    pub(super) fn renew(&self, keys: &Keys, rules: &[RateRule], id: Uuid, now: i64) -> bool {
+    pub(super) fn renew(&self, keys: &Keys, rules: &[RateRule], id: Uuid, tokens: u64, now: i64) -> bool {
         let _one_at_a_time = self.deciding.lock().unwrap_or_else(PoisonError::into_inner);
         match self.calls.get(&keys.call) {
             Some(Counted::Settled) => return false,
-            Some(counted) => self.calls.insert(keys.call.clone(), counted),
-            None => {}
+            // Whoever renews it has taken it, here or elsewhere.
+            counted => self.calls.insert(keys.call.clone(), counted.unwrap_or(Counted::Tokens(tokens))),
         }
         for (subject, rule) in keys.subjects.iter().zip(rules) {
             if rule.parallel.is_some() {

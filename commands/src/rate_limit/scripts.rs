@@ -43,9 +43,13 @@ local function ask(name, key, ...)
     return answer
 end
 
--- A clock that went back gives nothing back, and time goes on from there.
-local function level(used, at, rate)
-    return math.max(0, (tonumber(used) or 0) - math.max(0, now - (tonumber(at) or now)) * rate)
+-- A clock that went back gives nothing back, and time goes on from there: also for who is refused.
+local function level(bucket, used, name, at, rate)
+    at = tonumber(at) or now
+    if at > now then
+        redis.call('HSET', bucket, name, whole(now))
+    end
+    return math.max(0, (tonumber(used) or 0) - math.max(0, now - at) * rate)
 end
 
 local function live_for(key, milliseconds)
@@ -87,8 +91,8 @@ for i = 1, (#KEYS - 1) / 2 do
     local r, t, live, own = 0, 0, 0, false
     if r_burst > 0 or t_burst > 0 then
         local held = ask('HMGET', bucket, 'r', 'ra', 't', 'ta')
-        if r_burst > 0 then r = level(held[1], held[2], r_rate) end
-        if t_burst > 0 then t = level(held[3], held[4], t_rate) end
+        if r_burst > 0 then r = level(bucket, held[1], 'ra', held[2], r_rate) end
+        if t_burst > 0 then t = level(bucket, held[3], 'ta', held[4], t_rate) end
     end
     if parallel > 0 then
         ask('ZREMRANGEBYSCORE', calls, '-inf', whole(now))
@@ -151,7 +155,7 @@ for i = 1, (#KEYS - 1) / 2 do
     local bucket, rate = KEYS[2 * i], tonumber(ARGV[3 + i])
     if known and rate > 0 then
         local held = ask('HMGET', bucket, 't', 'ta')
-        local t = math.max(0, level(held[1], held[2], rate) + (tokens - tonumber(counted)) * ONE)
+        local t = math.max(0, level(bucket, held[1], 'ta', held[2], rate) + (tokens - tonumber(counted)) * ONE)
         redis.call('HSET', bucket, 't', whole(t), 'ta', whole(now))
         live_for(bucket, math.ceil(t / rate / 1000) + 1000)
     end
