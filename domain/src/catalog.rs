@@ -2,7 +2,7 @@
 
 use schemars::Schema;
 
-use crate::{bot, budget, budget_share, chat_session, operator, policy, quota, rate_limit, standing, subject, turn, workspace};
+use crate::{access_list, bot, budget, budget_share, chat_session, operator, policy, quota, rate_limit, standing, subject, turn, workspace};
 
 /// One aggregate as the outside sees it.
 #[derive(Clone, Debug)]
@@ -20,6 +20,7 @@ pub fn aggregates() -> Vec<AggregateKind> {
         AggregateKind { aggregate_type, event_schema }
     }
     vec![
+        kind("access_list", || schemars::schema_for!(access_list::AccessListEvent)),
         kind("bot", || schemars::schema_for!(bot::BotEvent)),
         kind("budget", || schemars::schema_for!(budget::BudgetEvent)),
         kind("budget_share", || schemars::schema_for!(budget_share::BudgetShareEvent)),

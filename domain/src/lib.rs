@@ -10,6 +10,7 @@
 //! under `tests/golden/`. To add an event: a variant, its arm in `apply`, a golden payload.
 
 pub mod account;
+pub mod access_list;
 mod aggregate;
 pub mod bot;
 pub mod budget;

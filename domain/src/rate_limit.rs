@@ -102,8 +102,10 @@ pub enum RateSubjectKind {
     Chat,
     /// A bot.
     Bot,
-    /// A tenant.
+    /// A tenant: messages to all its bots.
     Workspace,
+    /// A tenant's requests to the API.
+    Api,
     /// A network address: an IPv4 address, or an IPv6 network of 64 bits.
     Ip,
     /// A person who runs the platform.
@@ -160,7 +162,13 @@ impl RateSubject {
         Self { kind: RateSubjectKind::Bot, id: bot.to_string() }
     }
 
-    /// A tenant.
+    /// A tenant's requests to the API.
+    #[must_use]
+    pub fn api(workspace: WorkspaceId) -> Self {
+        Self { kind: RateSubjectKind::Api, id: workspace.to_string() }
+    }
+
+    /// A tenant's messages.
     #[must_use]
     pub fn workspace(workspace: WorkspaceId) -> Self {
         Self { kind: RateSubjectKind::Workspace, id: workspace.to_string() }

@@ -85,6 +85,7 @@ fn every_event_has_a_payload_of_every_version_and_each_decodes() {
     for aggregate in catalog::aggregates() {
         let schema = serde_json::to_value((aggregate.event_schema)()).expect("a schema is JSON");
         match aggregate.aggregate_type {
+            "access_list" => check::<botledger_domain::access_list::AccessList>(&schema),
             "bot" => check::<botledger_domain::bot::Bot>(&schema),
             "chat_session" => check::<botledger_domain::chat_session::ChatSession>(&schema),
             "operator" => check::<botledger_domain::operator::Operator>(&schema),

@@ -375,6 +375,7 @@ pub(crate) async fn replays_to_the_same(app: &App, pool: &PgPool) {
     let anew = Journal::open(pool.clone(), JournalConfig::default());
     for (aggregate_type, id) in streams {
         match aggregate_type.as_str() {
+            "access_list" => same::<botledger_domain::access_list::AccessList>(app, &anew, &id).await,
             "bot" => same::<Bot>(app, &anew, &id).await,
             "chat_session" => same::<ChatSession>(app, &anew, &id).await,
             "operator" => same::<Operator>(app, &anew, &id).await,
