@@ -13,6 +13,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, EnumString, IntoStaticStr};
+use uuid::Uuid;
 
 use self::ladder::{Ladder, LadderConfig, LadderConfigError, LadderState, Lane, OffenceKind};
 pub use self::reading::{Appealable, Ban, Explanation, LiveContribution, Verdict};
@@ -206,6 +207,9 @@ pub struct Situation {
     pub block: Option<Block>,
     /// The ladder in force.
     pub ladder: Ladder,
+    /// What decided the block without end that it may stand at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_cause: Option<BlockCause>,
     /// Offences up to this moment are forgiven.
     pub forgiven_at: Option<DateTime<Utc>>,
     /// The appeal that waits.
@@ -449,6 +453,12 @@ impl DomainError for StandingError {
     }
 }
 
+/// The id of the moderators' case that an event of a standing opens.
+#[must_use]
+pub fn case_of(standing: Uuid, sequence: i64) -> Uuid {
+    Uuid::new_v5(&standing, format!("case:{sequence}").as_bytes())
+}
+
 impl Track {
     /// The rules it moves under: the last ones, or the default before any.
     #[must_use]
@@ -512,7 +522,7 @@ impl Standing {
         }
         let climbed = (before.state < ladder.state).then_some(ladder.state);
         let (state, score) = (climbed.unwrap_or_default(), ladder.score());
-        let until = ladder.until_ms.and_then(DateTime::from_timestamp_millis).unwrap_or(now);
+        let until = ladder.block_end().unwrap_or(now);
         let n = ladder.temp_blocks_counting(&rules, t_ms);
         let mut events = vec![StandingEvent::PointsScored {
             bot,
@@ -616,6 +626,7 @@ impl Standing {
         Situation {
             block: self.block.clone(),
             ladder: self.live.ladder.clone(),
+            block_cause: self.block_cause,
             forgiven_at: self.forgiven_at,
             appeal: self.appeal.clone(),
             appealable_from: self.appealable_from,
@@ -639,6 +650,7 @@ impl Standing {
                 if self.forgiven_at == Some(decision.decided_at) {
                     let (rules, t_ms) = (self.live.rules(), now.timestamp_millis());
                     situation.ladder = before.ladder.joined(situation.ladder, &rules, t_ms);
+                    situation.block_cause = situation.block_cause.or(before.block_cause);
                     situation.forgiven_at = before.forgiven_at;
                 }
             }
@@ -659,6 +671,7 @@ impl Standing {
 
     fn forgive(&mut self, ladder: Ladder, at: DateTime<Utc>) {
         self.live.ladder = ladder;
+        self.block_cause = None;
         self.forgiven_at = Some(at);
     }
 
@@ -743,9 +756,10 @@ impl Standing {
                 self.appealable_from = Some(appealable_from);
             }
             StandingEvent::DecisionUndone { restored, .. } => {
-                let Situation { block, ladder, forgiven_at, appeal, appealable_from } = restored;
+                let Situation { block, ladder, block_cause, forgiven_at, appeal, appealable_from } = restored;
                 self.block = block;
                 self.live.ladder = ladder;
+                self.block_cause = block_cause;
                 self.forgiven_at = forgiven_at;
                 self.appeal = appeal;
                 self.appealable_from = appealable_from;

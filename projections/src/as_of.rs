@@ -4,13 +4,19 @@
 
 use std::sync::Arc;
 
-use botledger_domain::{BotId, Position, SubjectId, TurnId, WorkspaceId, quota_stream, standing_stream};
-use sqlx::PgPool;
+use botledger_domain::{
+    BotId, Decide, Position, SubjectId, TurnId, WorkspaceId, access_list::access_list_stream,
+    quota_stream, rate_limit::{RateSubject, rate_override_stream}, standing::Standing, standing_stream,
+};
+use chrono::{DateTime, Utc};
+use sqlx::{PgPool, PgTransaction};
 use uuid::Uuid;
 
 use crate::{
-    BotRow, BotsProjection, EventFilter, LogReader, Page, Projection, ProjectionError, QuotaRow,
-    QuotasProjection, StandingRow, StandingsProjection, TurnRow, TurnsProjection,
+    AccessEntryRow, AccessListRow, AccessListsProjection, BotRow, BotsProjection, EventFilter, LogReader,
+    Page, Projection, ProjectionError, QuotaRow, QuotasProjection, RateOverrideRow,
+    RateOverridesProjection, StandingRow, StandingsProjection, TurnRow, TurnsProjection,
+    access_lists::access_entries_in,
     fold::{Rows, Table},
     runner,
 };
@@ -25,6 +31,21 @@ async fn row_as_of<R: Table<Key = (Uuid,)>>(
     id: Uuid,
     upto: Position,
 ) -> Result<Option<R>, ProjectionError> {
+    let mut tx = folded(pool, projection, aggregate_type, id, upto).await?;
+    let mut rows = Rows::<R>::fetch(&mut tx, [(id,)]).await?;
+    let row = rows.get_mut(&(id,)).cloned();
+    tx.rollback().await?;
+    Ok(row)
+}
+
+/// A transaction that sees the projection's tables as one stream made them; to be rolled back.
+async fn folded(
+    pool: &PgPool,
+    projection: &dyn Projection,
+    aggregate_type: &str,
+    id: Uuid,
+    upto: Position,
+) -> Result<PgTransaction<'static>, ProjectionError> {
     let mut tx = pool.begin().await?;
     let skipped = runner::skipped(&mut tx, projection.name()).await?;
     for table in projection.tables() {
@@ -48,10 +69,40 @@ async fn row_as_of<R: Table<Key = (Uuid,)>>(
         projection.apply(&mut tx, &events).await?;
         filter.after = Some(last);
     }
-    let mut rows = Rows::<R>::fetch(&mut tx, [(id,)]).await?;
-    let row = rows.get_mut(&(id,)).cloned();
+    Ok(tx)
+}
+
+/// An override of a subject's rate limits as it was.
+///
+/// # Errors
+/// When the database fails or an event cannot be applied.
+pub async fn rate_override_as_of(
+    pool: &PgPool,
+    workspace: WorkspaceId,
+    subject: &RateSubject,
+    upto: Position,
+) -> Result<Option<RateOverrideRow>, ProjectionError> {
+    let stream = rate_override_stream(workspace, subject);
+    row_as_of(pool, &RateOverridesProjection, "rate_override", stream, upto).await
+}
+
+/// An access list as it was, with its entries, newest first. Nothing before its first event.
+///
+/// # Errors
+/// When the database fails or an event cannot be applied.
+pub async fn access_list_as_of(
+    pool: &PgPool,
+    workspace: WorkspaceId,
+    bot: Option<BotId>,
+    upto: Position,
+) -> Result<Option<(AccessListRow, Vec<AccessEntryRow>)>, ProjectionError> {
+    let id = access_list_stream(workspace, bot);
+    let mut tx = folded(pool, &AccessListsProjection, "access_list", id, upto).await?;
+    let mut rows = Rows::<AccessListRow>::fetch(&mut tx, [(id,)]).await?;
+    let list = rows.get_mut(&(id,)).cloned();
+    let entries = access_entries_in(&mut tx, id).await?;
     tx.rollback().await?;
-    Ok(row)
+    Ok(list.map(|list| (list, entries)))
 }
 
 /// A bot as it was.
@@ -86,6 +137,47 @@ pub async fn standing_as_of(
     upto: Position,
 ) -> Result<Option<StandingRow>, ProjectionError> {
     row_as_of(pool, &StandingsProjection, "standing", standing_stream(bot, subject), upto).await
+}
+
+/// A person's standing with a bot as its aggregate was, and the moment of that: what an explanation
+/// of then is made from. Nothing before its first event.
+///
+/// # Errors
+/// When the database fails or an event does not decode.
+pub async fn standing_state_as_of(
+    pool: &PgPool,
+    bot: BotId,
+    subject: SubjectId,
+    upto: Position,
+) -> Result<Option<(Standing, DateTime<Utc>)>, ProjectionError> {
+    let log = LogReader::new(pool.clone());
+    let state = aggregate_as_of::<Standing>(&log, standing_stream(bot, subject), upto).await?;
+    let moment = log.after(Position(upto.0 - 1), 1).await?.pop().map(|event| event.recorded_at);
+    Ok(state.zip(moment))
+}
+
+async fn aggregate_as_of<A: Decide>(
+    log: &LogReader,
+    id: Uuid,
+    upto: Position,
+) -> Result<Option<A>, ProjectionError> {
+    let mut filter = EventFilter {
+        aggregate_type: Some(A::TYPE.to_owned()),
+        aggregate_id: Some(id.as_hyphenated().to_string()),
+        upto: Some(upto),
+        ..EventFilter::default()
+    };
+    let mut state = None;
+    loop {
+        let events = log.page(&filter, Page::oldest(PAGE)).await?;
+        let Some(last) = events.last().map(|event| event.position) else { return Ok(state) };
+        for event in events {
+            if let Some(fact) = event.decode::<A>()? {
+                state.get_or_insert_with(A::default).apply(fact);
+            }
+        }
+        filter.after = Some(last);
+    }
 }
 
 /// A turn as it was.

@@ -65,6 +65,11 @@ impl<T: Table> Rows<T> {
         self.rows.insert(row.key(), row);
     }
 
+    /// All of them that are in memory, by key.
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.rows.values_mut()
+    }
+
     /// Writes what changed.
     pub(crate) async fn store(self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
         let changed: Vec<&T> =

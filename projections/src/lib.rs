@@ -5,14 +5,17 @@
 //! To add a read model: its tables in a migration, a file that implements [`Projection`] and reads
 //! its rows, a line in [`all`].
 
+mod access_lists;
 mod as_of;
 mod bots;
 mod conversations;
 mod directory;
 mod fold;
 mod log;
+mod moderation;
 mod people;
 mod quotas;
+mod rate_overrides;
 mod rebuild;
 mod runner;
 mod select;
@@ -23,7 +26,11 @@ mod usage;
 
 use std::sync::Arc;
 
-pub use as_of::{bot_as_of, quota_as_of, standing_as_of, turn_as_of};
+pub use access_lists::{
+    AccessEntryFilter, AccessEntryRow, AccessListRow, AccessListsProjection, access_entries_page,
+    access_list,
+};
+pub use as_of::{access_list_as_of, bot_as_of, quota_as_of, rate_override_as_of, standing_as_of, standing_state_as_of, turn_as_of};
 pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
 pub use conversations::{
     ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation,
@@ -33,8 +40,12 @@ pub use directory::{
     DirectoryProjection, OperatorRow, WorkspaceRow, operator, operators_page, workspace, workspaces_page,
 };
 pub use log::{EventFilter, LogReader};
+pub use moderation::{
+    CaseFilter, CaseRow, ModerationProjection, ScoringFilter, ScoringRow, case, cases_page, scorings_page,
+};
 pub use people::{PeopleProjection, PersonRow, people_by_ids, people_page, person};
 pub use quotas::{QuotaRow, QuotasProjection, quota_of, quotas_of, quotas_page};
+pub use rate_overrides::{RateOverrideRow, RateOverridesProjection, rate_override, rate_overrides_page};
 pub use rebuild::{Difference, Progress, RebuildError, RebuildReport, replay, verify};
 pub use runner::{
     CheckpointStatus, Decision, Projection, ProjectionError, RunnerConfig, Runners, decide, describe_metrics,
@@ -58,11 +69,14 @@ pub use sqlx::PgPool as ReadPool;
 #[must_use]
 pub fn all() -> Vec<Arc<dyn Projection>> {
     vec![
+        Arc::new(AccessListsProjection),
         Arc::new(BotsProjection),
         Arc::new(ConversationsProjection),
         Arc::new(DirectoryProjection),
+        Arc::new(ModerationProjection),
         Arc::new(PeopleProjection),
         Arc::new(QuotasProjection),
+        Arc::new(RateOverridesProjection),
         Arc::new(StandingsProjection),
         Arc::new(TurnsProjection),
     ]

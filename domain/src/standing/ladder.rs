@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, EnumIter, EnumString, IntoStaticStr};
@@ -515,6 +516,14 @@ impl Ladder {
     #[must_use]
     pub fn is_blocked(&self) -> bool {
         matches!(self.state, LadderState::TempBlocked | LadderState::Blocked)
+    }
+
+    /// When the block for a while ends that it stands at.
+    #[must_use]
+    pub fn block_end(&self) -> Option<DateTime<Utc>> {
+        self.until_ms
+            .filter(|_| self.state == LadderState::TempBlocked)
+            .and_then(DateTime::from_timestamp_millis)
     }
 
     /// Takes one message into account and says how many milli-points it added. `t_ms` is the event's

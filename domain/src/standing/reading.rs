@@ -94,11 +94,9 @@ impl Standing {
             .blocked_at(now)
             .map(|block| ban(BlockCause::Moderator, Some(block.reason.clone()), block.until));
         let by_score = match ladder.state {
-            LadderState::TempBlocked => Some(ban(
-                BlockCause::Score,
-                None,
-                Some(ladder.until_ms.and_then(DateTime::from_timestamp_millis).unwrap_or(now)),
-            )),
+            LadderState::TempBlocked => {
+                Some(ban(BlockCause::Score, None, Some(ladder.block_end().unwrap_or(now))))
+            }
             LadderState::Blocked => Some(ban(self.block_cause.unwrap_or(BlockCause::Score), None, None)),
             _ => None,
         };

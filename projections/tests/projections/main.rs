@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod log;
+mod moderation;
 mod once;
 mod poison;
 mod rebuild;

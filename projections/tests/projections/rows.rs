@@ -6,8 +6,8 @@ use botledger_domain::{Position, quota::Override};
 use botledger_projections::{
     BotsProjection, ConversationFilter, ConversationsProjection, DirectoryProjection, PeopleProjection,
     Projection, QuotasProjection, StandingsProjection, TurnsProjection, all, bot, bot_as_of, conversation,
-    conversations_page, operator, person, quota_as_of, quota_of, sessions, standing, standing_as_of, turn,
-    turn_as_of, verify, workspace,
+    conversations_page, operator, person, quota_as_of, quota_of, sessions, standing, standing_as_of,
+    standing_state_as_of, turn, turn_as_of, verify, workspace,
 };
 use proptest::{
     prelude::*,
@@ -92,19 +92,35 @@ async fn a_quotas_row_says_what_the_quota_says(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
-async fn a_standings_row_says_whether_its_person_is_blocked(pool: PgPool) {
-    let script = script(400);
+async fn a_standings_row_says_how_its_person_stands(pool: PgPool) {
+    let script = script(1_500);
     let desk = played(&pool, StandingsProjection, &script).await;
     for ((b, s), loaded) in desk.standings.iter().filter(|(_, loaded)| known(loaded)) {
         let (bot, subject) = (id(&desk.bots[*b]), id(&desk.subjects[*s]));
-        let row = standing(&pool, bot, subject).await.unwrap().unwrap();
-        assert_eq!(row.blocked, loaded.state.block.is_some(), "{script:?}");
-        assert_eq!(row.blocked_until, loaded.state.block.as_ref().and_then(|block| block.until));
-        if let Some(block) = &loaded.state.block {
+        let (row, state) = (standing(&pool, bot, subject).await.unwrap().unwrap(), &loaded.state);
+        assert_eq!(row.blocked, state.block.is_some(), "{script:?}");
+        assert_eq!(row.blocked_until, state.block.as_ref().and_then(|block| block.until));
+        if let Some(block) = &state.block {
             assert_eq!(row.reason, block.reason.as_str());
         }
-        let as_of = standing_as_of(&pool, bot, subject, Position(row.updated_position)).await.unwrap();
-        assert_eq!(as_of, Some(row));
+        let ladder = &state.live.ladder;
+        assert_eq!(
+            (row.ladder_state.as_str(), row.drift as u64, row.violation as u64),
+            (ladder.state.as_ref(), ladder.drift, ladder.violation)
+        );
+        assert_eq!(row.ladder_until, ladder.block_end());
+        assert_eq!(row.block_cause.as_deref(), state.block_cause.as_ref().map(AsRef::as_ref));
+        let trial = &state.trial.ladder;
+        assert_eq!((row.trial_state.as_str(), row.trial_score as u64), (trial.state.as_ref(), trial.score()));
+        assert_eq!(row.policy_version, state.live.policy_version.map(|version| version as i32));
+        assert_eq!(row.model_version, state.live.model_version);
+        assert_eq!(row.appeal_turn, state.appeal.as_ref().map(|appeal| appeal.turn.uuid()));
+        assert_eq!(row.appealed_at, state.appeal.as_ref().map(|appeal| appeal.filed_at));
+        assert_eq!(row.appealable_from, state.appealable_from);
+        let head = Position(row.updated_position);
+        assert_eq!(standing_as_of(&pool, bot, subject, head).await.unwrap(), Some(row));
+        let (then, _) = standing_state_as_of(&pool, bot, subject, head).await.unwrap().unwrap();
+        assert_eq!(&then, state);
     }
 }
 

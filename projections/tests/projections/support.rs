@@ -16,7 +16,10 @@ use botledger_domain::{
     operator::{Login, Operator, OperatorCommand, Role},
     quota::{Period, PlanTerms, Quota, QuotaCommand, ReleaseCause},
     quota_stream,
-    standing::{Standing, StandingCommand},
+    standing::{
+        Evidence, Offence, Scoring, Standing, StandingCommand,
+        ladder::{LadderConfig, OffenceKind, Preset},
+    },
     standing_stream,
     subject::{Subject, SubjectCommand},
     turn::{Admission, Ask, ChatKind, Lane, Message, RefusalReason, ReplySource, Turn, TurnCommand},
@@ -26,13 +29,14 @@ use botledger_journal::{AppendSet, Journal, JournalConfig, Loaded};
 use botledger_projections::{LogReader, Projection, ProjectionError};
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use sqlx::{PgConnection, PgPool};
+use strum::IntoEnumIterator;
 use uuid::Uuid;
 
 pub(crate) fn noon() -> DateTime<Utc> {
     Utc.with_ymd_and_hms(2026, 11, 24, 12, 0, 0).unwrap()
 }
 
-fn metadata() -> EventMetadata {
+pub(crate) fn metadata() -> EventMetadata {
     EventMetadata::new(&Actor::System("test"), Uuid::now_v7(), Uuid::nil(), "test")
 }
 
@@ -131,6 +135,31 @@ fn plan(n: u8) -> PlanName {
 fn terms(n: u8) -> PlanTerms {
     let period = [Period::Minute, Period::Hour, Period::Day, Period::Month][usize::from(n % 4)];
     PlanTerms { tokens: 100 + u64::from(n), period }
+}
+
+/// A message of that person: clean, or whatever there is to hold against one, now and then on trial.
+pub(crate) fn scoring(bot: BotId, subject: SubjectId, turn: TurnId, a: u8, b: u8) -> Scoring {
+    let kinds: Vec<OffenceKind> = OffenceKind::iter().collect();
+    let offence = |n: u8| Offence {
+        kind: kinds[usize::from(n) % kinds.len()],
+        oos_permille: Some(u16::from(n) * 4),
+        intent: Some("заказ".to_owned()),
+        evidence: vec![Evidence {
+            detector: "spam".to_owned(),
+            rule: "advert".to_owned(),
+            spans: vec![(0, 7)],
+        }],
+    };
+    Scoring {
+        bot,
+        subject,
+        turn,
+        offences: (0..b % 4).map(|n| offence(b.wrapping_add(n.wrapping_mul(31)))).collect(),
+        rules: LadderConfig::preset(if b > 200 { Preset::Strict } else { Preset::Standard }),
+        policy_version: 1 + u32::from(b > 200),
+        model_version: "c0ffee".to_owned(),
+        dry_run: a > 200,
+    }
 }
 
 fn language(n: u8) -> Language {
@@ -304,11 +333,16 @@ impl Desk {
         let (bot, subject) = (usize::from(a) % BOTS, usize::from(b) % SUBJECTS);
         let (bot_id, subject_id) = (id(&self.bots[bot]), id(&self.subjects[subject]));
         let by = OperatorId(Uuid::nil());
-        let command = if a.is_multiple_of(3) {
-            StandingCommand::Unblock { by, reason: reason(b) }
-        } else {
-            let until = (b > 100).then(|| self.now + TimeDelta::minutes(i64::from(b)));
-            StandingCommand::Block { bot: bot_id, subject: subject_id, by, reason: reason(a), until }
+        let turn = TurnId(Uuid::now_v7());
+        let until = (b > 100).then(|| self.now + TimeDelta::minutes(i64::from(b)));
+        let command = match a % 16 {
+            0 | 1 => StandingCommand::Unblock { by, reason: reason(b) },
+            2 => StandingCommand::Block { bot: bot_id, subject: subject_id, by, reason: reason(a), until },
+            3 | 4 => StandingCommand::FileAppeal { turn, body: b.is_multiple_of(2).then(body) },
+            5 => StandingCommand::GrantAppeal { by, reason: b.is_multiple_of(2).then(|| reason(a)) },
+            6 => StandingCommand::DenyAppeal { by, reason: reason(a) },
+            7 => StandingCommand::Undo { by, reason: reason(a) },
+            _ => StandingCommand::Score(Box::new(scoring(bot_id, subject_id, turn, a, b))),
         };
         let standing = self
             .standings
