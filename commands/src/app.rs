@@ -121,6 +121,7 @@ pub fn describe_metrics() {
         Unit::Count,
         "Calls for which the provider counted more tokens than were held: the excess is charged to nobody"
     );
+    crate::standing::describe_metrics();
     botledger_journal::describe_metrics();
     botledger_llm::describe_metrics();
 }

@@ -16,6 +16,11 @@ pub enum BodyContent {
         /// As the model wrote it, before any formatting.
         text: String,
     },
+    /// The grounds of an appeal.
+    Appeal {
+        /// As the person wrote them.
+        text: String,
+    },
 }
 
 impl BodyContent {
@@ -24,7 +29,7 @@ impl BodyContent {
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Update { text, .. } => text.as_deref(),
-            Self::Reply { text } => Some(text),
+            Self::Reply { text } | Self::Appeal { text } => Some(text),
         }
     }
 }

@@ -45,7 +45,7 @@ pub use operator::Operators;
 pub use quota::Quotas;
 pub use rate_limit::{KeptCall, LimitState, RateCall, RateDefaults, RateLimiter, RateLimits, RateRefusal, RateUnit, Taken};
 pub use session::Sessions;
-pub use standing::Standings;
+pub use standing::{Decided, ModeratorDecision, Standings};
 pub use subject::{PersonFacts, Profile, Subjects};
 pub use turn::{IncomingKind, IncomingUpdate, Received, ReceivedOutcome, StepOutcome, TurnFailure, Turns};
 pub use vault::{KeyRing, Vault, VaultError};

@@ -34,7 +34,10 @@ impl Stage {
     async fn set(pool: PgPool) -> Self {
         let world = World::new(pool).await;
         let stopped = world.register(&system(), 200, roomy()).await;
-        world.exchange(1, 7, "hello", "hi").await;
+        let turn = world.exchange(1, 7, "hello", "hi").await;
+        let (standings, person) = (&world.app.standings, world.subject(7));
+        standings.block(&system(), stopped, person, reason("spam"), None).await.unwrap();
+        standings.file_appeal(&Caller::subject(person, turn), stopped, person, turn, "why?").await.unwrap();
         let chat = world.app.core.vault.chat_pseudonym(world.bot, 7);
         let conversation = ConversationId::of_chat(world.bot, chat, None);
         world.app.sessions.open(&system(), conversation, world.bot, world.subject(7)).await.unwrap();
@@ -95,6 +98,12 @@ fn use_cases() -> Vec<UseCase> {
             |s, app, caller| app.standings.block(&caller, s.world.bot, s.world.subject(7), reason("spam"), None);
         "standing.unblock" needs Moderate on "standing" |s| standing_stream(s.world.bot, s.world.subject(7)).to_string(),
             |s, app, caller| app.standings.unblock(&caller, s.world.bot, s.world.subject(7), reason("pardoned"));
+        "standing.deny_appeal" needs Moderate on "standing" |s| standing_stream(s.stopped, s.world.subject(7)).to_string(),
+            |s, app, caller| app.standings.deny_appeal(&caller, s.stopped, s.world.subject(7), reason("no"));
+        "standing.undo" needs Moderate on "standing" |s| standing_stream(s.stopped, s.world.subject(7)).to_string(),
+            |s, app, caller| app.standings.undo(&caller, s.stopped, s.world.subject(7), reason("too fast"));
+        "standing.grant_appeal" needs Moderate on "standing" |s| standing_stream(s.stopped, s.world.subject(7)).to_string(),
+            |s, app, caller| app.standings.grant_appeal(&caller, s.stopped, s.world.subject(7), None);
         "workspace.rename" needs ManageBots on "workspace" |s| s.world.workspace.to_string(), |s, app, caller|
             app.workspaces.rename(&caller, s.world.workspace, "Renamed".to_owned());
         "workspace.define_plan" needs ManageQuotas on "workspace" |s| s.world.workspace.to_string(), |s, app, caller|

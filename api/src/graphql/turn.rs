@@ -223,7 +223,7 @@ async fn open(scope: &Scope<'_>, body: Option<uuid::Uuid>) -> ApiResult<Option<S
     let content = scope.services.app.turns.open_body(BodyId(body)).await.map_err(ApiError::unavailable)?;
     Ok(content.and_then(|content| match content {
         BodyContent::Update { text, .. } => text,
-        BodyContent::Reply { text } => Some(text),
+        BodyContent::Reply { text } | BodyContent::Appeal { text } => Some(text),
     }))
 }
 
