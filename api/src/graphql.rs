@@ -1,5 +1,6 @@
 //! The schema, one file a noun.
 
+mod access_list;
 mod bot;
 mod conversation;
 pub(crate) mod edges;
@@ -11,6 +12,7 @@ mod page;
 mod person;
 mod platform;
 mod quota;
+mod rate_limit;
 pub(crate) mod scalars;
 mod session;
 mod standing;
@@ -45,6 +47,7 @@ const MAX_COMPLEXITY: usize = 10_000;
 
 #[derive(MergedObject, Default)]
 pub(crate) struct Query(
+    access_list::AccessListQuery,
     bot::BotQuery,
     conversation::ConversationQuery,
     event::EventQuery,
@@ -53,6 +56,7 @@ pub(crate) struct Query(
     person::PersonQuery,
     platform::PlatformQuery,
     quota::QuotaQuery,
+    rate_limit::RateLimitQuery,
     standing::StandingQuery,
     turn::TurnQuery,
     usage::UsageQuery,
@@ -62,12 +66,14 @@ pub(crate) struct Query(
 #[derive(MergedObject, Default)]
 pub(crate) struct Mutation(
     session::SessionMutation,
+    access_list::AccessListMutation,
     bot::BotMutation,
     conversation::ConversationMutation,
     operator::OperatorMutation,
     person::PersonMutation,
     platform::PlatformMutation,
     quota::QuotaMutation,
+    rate_limit::RateLimitMutation,
     standing::StandingMutation,
     turn::TurnMutation,
     workspace::WorkspaceMutation,

@@ -34,6 +34,7 @@ use crate::{
     admin::problem,
     auth::{self, AuthFailure, Identity},
     graphql::{self, ApiSchema, error::ApiError},
+    rate_limit::{self, Told},
     serve::Server,
     shares::{Share, Shares, Who},
 };
@@ -99,6 +100,7 @@ pub(crate) fn router(inner: Arc<Inner>) -> Router {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
             response
         })
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&inner), rate_limit::door))
         .with_state(inner)
         .layer(axum::middleware::map_response(move |mut response: Response| {
             let headers = response.headers_mut();
@@ -178,7 +180,7 @@ async fn identify(inner: &Inner, headers: &HeaderMap) -> Result<Option<Identity>
 }
 
 /// Come back shortly.
-fn busy() -> Response {
+pub(crate) fn busy() -> Response {
     let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "try again shortly");
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     response
@@ -215,7 +217,7 @@ struct Lasting {
 }
 
 /// Where a request comes from. A trusted proxy is believed where it got the request from.
-fn peer(request: &Request, trusted: &[IpAddr]) -> Option<IpAddr> {
+pub(crate) fn peer(request: &Request, trusted: &[IpAddr]) -> Option<IpAddr> {
     let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
     let told = request.headers().get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
     let told: Vec<&str> = told.flat_map(|value| value.split(',')).map(str::trim).collect();
@@ -357,6 +359,14 @@ async fn answer(
         Ok(identity) => identity,
         Err(response) => return response,
     };
+    let now = || inner.services.app.core.clock.now();
+    let limits = match &identity {
+        Some(identity) => match rate_limit::serve(&inner.services, identity, peer).await {
+            Ok(limits) => limits,
+            Err(unserved) => return unserved.into_response(now()),
+        },
+        None => Vec::new(),
+    };
     let who = Who::of(identity.as_ref(), peer);
     let asked = Asked {
         query: parameters.query.unwrap_or_default(),
@@ -383,10 +393,12 @@ async fn answer(
     if takes == Takes::Events {
         // A stream is counted as one, and a single operation in it takes its own place.
         drop(permit);
-        return match stay(&inner, who) {
+        let mut response = match stay(&inner, who) {
             Some(lasting) => sse::answer(inner, ready, server, lasting),
             None => busy(),
         };
+        response.extensions_mut().insert(Told(limits));
+        return response;
     }
     let outcome = match ready {
         Ok(ready) => execute::once(&inner, ready).await,
@@ -403,6 +415,7 @@ async fn answer(
     if away {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
+    response.extensions_mut().insert(Told(limits));
     response
 }
 

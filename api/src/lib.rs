@@ -14,6 +14,7 @@ mod document;
 mod graphql;
 mod http;
 mod owners;
+mod rate_limit;
 mod serve;
 mod shares;
 

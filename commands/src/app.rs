@@ -6,7 +6,7 @@ use redis::aio::ConnectionManager;
 use sqlx::PgPool;
 
 use crate::{
-    Audit, Bots, Gate, GateDefaults, Histories, KeyRing, Operators, Quotas, RateDefaults, RateLimiter, RateLimits,
+    AccessLists, Audit, Bots, Gate, GateDefaults, Histories, KeyRing, Operators, Policies, Quotas, RateDefaults, RateLimiter, RateLimits,
     Sessions, SharedIds, Standings, Subjects, TelegramProbe, Turns, Vault, Workspaces,
     rate_limit::Overrides,
 };
@@ -44,7 +44,9 @@ pub struct App {
     pub gate: Gate,
     pub quotas: Quotas,
     pub rate_limits: RateLimits,
+    pub access_lists: AccessLists,
     pub standings: Standings,
+    pub policies: Policies,
     pub workspaces: Workspaces,
     pub operators: Operators,
     pub sessions: Sessions,
@@ -75,6 +77,7 @@ impl App {
         let subjects = Subjects::new(Arc::clone(&core));
         let workspaces = Workspaces::new(Arc::clone(&core));
         let overrides = Overrides::new(pool);
+        let messages = config.gate.rate_limits;
         let limiter = RateLimiter::new(redis, clock, config.redis_patience)
             .with_defaults(config.rates)
             .with_overrides(overrides.clone());
@@ -84,8 +87,10 @@ impl App {
             histories: Histories::new(Arc::clone(&core)),
             gate: Gate::new(Arc::clone(&core), limiter.clone(), config.gate),
             quotas: Quotas::new(Arc::clone(&core)),
-            rate_limits: RateLimits::new(Arc::clone(&core), limiter, overrides),
+            rate_limits: RateLimits::new(Arc::clone(&core), limiter, overrides, config.rates, messages),
+            access_lists: AccessLists::new(Arc::clone(&core)),
             standings: Standings::new(Arc::clone(&core)),
+            policies: Policies::new(Arc::clone(&core)),
             operators: Operators::new(Arc::clone(&core), workspaces.clone(), audit.clone()),
             workspaces,
             sessions: Sessions::new(Arc::clone(&core)),

@@ -83,7 +83,14 @@ impl<A: Decide + Clone + 'static> Followed<A> {
         if known.is_some_and(|age| age <= FRESH) {
             return Ok(());
         }
-        match self.read().await {
+        let read = match known {
+            // What is known is good enough not to wait for a database that hangs.
+            Some(_) => tokio::time::timeout(STALE, self.read())
+                .await
+                .unwrap_or_else(|_| Err(JournalError::Database(sqlx::Error::PoolTimedOut))),
+            None => self.read().await,
+        };
+        match read {
             Err(error) if known.is_some() => {
                 tracing::warn!(aggregate = A::TYPE, error = %error, "the ledger does not answer, what was known stands");
                 let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);

@@ -5,6 +5,7 @@
 //! anything that knows Telegram or GraphQL. To add a use case: a method named with the verb of its
 //! command in the file of its noun, going through [`execute`] or an append set.
 
+mod access_list;
 mod app;
 mod audit;
 mod body;
@@ -20,6 +21,7 @@ mod history;
 mod ids;
 mod lease;
 mod operator;
+mod policy;
 mod quota;
 mod rate_limit;
 mod session;
@@ -29,6 +31,7 @@ mod turn;
 mod vault;
 mod workspace;
 
+pub use access_list::{Access, AccessLists, ListedAs, NewAccessEntry, WhichList};
 pub use app::{App, AppConfig, Core, describe_metrics};
 pub use audit::{Audit, AuditEntry};
 pub use body::BodyContent;
@@ -42,6 +45,7 @@ pub use history::{Found, Histories, Said};
 pub use ids::{Ids, SharedIds, SystemIds};
 pub use lease::Lease;
 pub use operator::Operators;
+pub use policy::{EffectivePolicy, POLICY_DELAY, Policies, PolicyScope};
 pub use quota::Quotas;
 pub use rate_limit::{KeptCall, LimitState, RateCall, RateDefaults, RateLimiter, RateLimits, RateRefusal, RateUnit, Taken};
 pub use session::Sessions;

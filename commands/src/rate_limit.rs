@@ -144,6 +144,13 @@ struct Answer {
     found: Vec<Found>,
 }
 
+impl Answer {
+    fn nothing_limited(subjects: usize) -> Self {
+        let found = vec![Found { requests: 0, tokens: 0, live: 0, own: false }; subjects];
+        Self { admitted: true, repeated: false, more: 0, found }
+    }
+}
+
 /// Names in Redis, all in one slot of a cluster.
 struct Keys {
     call: String,
@@ -196,18 +203,27 @@ pub struct RateLimiter {
     rest: Arc<Rest>,
 }
 
-/// What the installation says about limits that no bot's settings name.
+/// What the installation says about limits that no bot's settings name. Nothing of it is limited by
+/// default.
 #[derive(Clone, Copy, Debug)]
 pub struct RateDefaults {
     /// Messages to all bots of a workspace.
     pub workspace: RateRule,
-    /// Processes among which a limit is divided that none of them holds alone while Redis is away.
+    /// Requests to the API from a network address.
+    pub ip: RateRule,
+    /// Requests to the API by an operator.
+    pub operator: RateRule,
+    /// Requests to the API by all operators of a workspace.
+    pub api: RateRule,
+    /// Processes among which a limit is divided that none of them holds alone while Redis is away; at
+    /// least 1.
     pub processes: u32,
 }
 
 impl Default for RateDefaults {
     fn default() -> Self {
-        Self { workspace: RateRule::default(), processes: 1 }
+        let none = RateRule::default();
+        Self { workspace: none, ip: none, operator: none, api: none, processes: 1 }
     }
 }
 
@@ -229,7 +245,7 @@ impl RateLimiter {
     #[must_use]
     pub fn new(redis: Option<ConnectionManager>, clock: SharedClock, patience: Duration) -> Self {
         let rest = Arc::new(Rest { begun: Instant::now(), until: AtomicU64::new(0) });
-        let RateDefaults { workspace, processes } = RateDefaults::default();
+        let RateDefaults { workspace, processes, .. } = RateDefaults::default();
         let (local, overrides) = (Arc::new(Local::new()), None);
         Self { redis, local, overrides, clock, patience, processes, workspace, rest }
     }
@@ -358,6 +374,9 @@ impl RateLimiter {
     async fn ask(&self, call: &RateCall, look: bool) -> (Answer, Vec<RateRule>) {
         let (keys, rules) = (Keys::of(call), self.rules(call).await);
         let tokens = call.tokens.min(u64::from(MOST_OF_A_RATE));
+        if rules.iter().all(|rule| rule.is_empty()) {
+            return (Answer::nothing_limited(rules.len()), rules);
+        }
         match self.ask_redis(&keys, &rules, call.id, tokens, look).await {
             Ok(answer) => {
                 let now = self.clock.now().timestamp_micros();

@@ -4,7 +4,10 @@ use async_graphql::{Context, Enum, ID, InputObject, Object, SimpleObject};
 use botledger_commands::{Caller, NewBot};
 use botledger_domain::{
     BotId, ModelName, Reason,
-    bot::{BotRateLimits, BotSettings as Settings, RateLimit as Limit, UpdateMode as Mode},
+    bot::{
+        BotRateLimits, BotSettings as Settings, ParallelAnswers as Parallel, RateLimit as Limit,
+        TokenRates as Tokens, UpdateMode as Mode,
+    },
     operator::Permission,
 };
 use botledger_projections::{BotRow, bot_as_of, bots_page};
@@ -56,9 +59,9 @@ impl From<UpdateMode> for Mode {
 #[derive(Clone, Copy, SimpleObject, InputObject)]
 #[graphql(input_name = "RateLimitInput")]
 pub(crate) struct RateLimit {
-    /// Messages at once, at least 1.
+    /// Messages, requests or tokens at once, 1 to 100,000,000.
     burst: u32,
-    /// Messages a minute in the long run, at least 1.
+    /// The same a minute in the long run.
     per_minute: u32,
 }
 
@@ -66,12 +69,40 @@ pub(crate) struct RateLimit {
 #[derive(Clone, Copy, SimpleObject, InputObject)]
 #[graphql(input_name = "RateLimitsInput")]
 pub(crate) struct RateLimits {
-    /// Per person.
+    /// Messages of a person.
     user: RateLimit,
-    /// Per chat.
+    /// Messages in a chat.
     chat: RateLimit,
-    /// For the bot as a whole.
+    /// Messages to the bot as a whole.
     bot: RateLimit,
+    /// Model tokens; not limited when null.
+    tokens: Option<TokenRates>,
+    /// Answers under way at the same time; not limited when null.
+    parallel: Option<ParallelAnswers>,
+}
+
+/// Model tokens by scope; not limited where null.
+#[derive(Clone, Copy, SimpleObject, InputObject)]
+#[graphql(input_name = "TokenRatesInput")]
+pub(crate) struct TokenRates {
+    /// Of a person.
+    user: Option<RateLimit>,
+    /// In a chat.
+    chat: Option<RateLimit>,
+    /// Of the bot as a whole.
+    bot: Option<RateLimit>,
+}
+
+/// Answers under way at the same time, by scope, 1 to 100,000; not limited where null.
+#[derive(Clone, Copy, SimpleObject, InputObject)]
+#[graphql(input_name = "ParallelAnswersInput")]
+pub(crate) struct ParallelAnswers {
+    /// To a person.
+    user: Option<u32>,
+    /// In a chat.
+    chat: Option<u32>,
+    /// Of the bot as a whole.
+    bot: Option<u32>,
 }
 
 /// What an admin may set on a bot.
@@ -102,11 +133,11 @@ pub(crate) struct BotSettings {
     rate_limits: Option<RateLimits>,
 }
 
-fn limit(limit: RateLimit) -> Limit {
+pub(crate) fn limit(limit: RateLimit) -> Limit {
     Limit { burst: limit.burst, per_minute: limit.per_minute }
 }
 
-fn shown(limit: Limit) -> RateLimit {
+pub(crate) fn shown(limit: Limit) -> RateLimit {
     RateLimit { burst: limit.burst, per_minute: limit.per_minute }
 }
 
@@ -126,6 +157,16 @@ impl BotSettings {
                 user: limit(limits.user),
                 chat: limit(limits.chat),
                 bot: limit(limits.bot),
+                tokens: limits.tokens.map_or_else(Default::default, |tokens| Tokens {
+                    user: tokens.user.map(limit),
+                    chat: tokens.chat.map(limit),
+                    bot: tokens.bot.map(limit),
+                }),
+                parallel: limits.parallel.map_or_else(Default::default, |most| Parallel {
+                    user: most.user,
+                    chat: most.chat,
+                    bot: most.bot,
+                }),
             }),
         })
     }
@@ -146,6 +187,16 @@ impl From<Settings> for BotSettings {
                 user: shown(limits.user),
                 chat: shown(limits.chat),
                 bot: shown(limits.bot),
+                tokens: (limits.tokens != Tokens::default()).then(|| TokenRates {
+                    user: limits.tokens.user.map(shown),
+                    chat: limits.tokens.chat.map(shown),
+                    bot: limits.tokens.bot.map(shown),
+                }),
+                parallel: (limits.parallel != Parallel::default()).then_some(ParallelAnswers {
+                    user: limits.parallel.user,
+                    chat: limits.parallel.chat,
+                    bot: limits.parallel.bot,
+                }),
             }),
         }
     }

@@ -47,6 +47,11 @@ impl ApiError {
         }
     }
 
+    /// Within a rate limit again after so long.
+    pub(crate) fn too_fast(message: impl Into<String>, retry_after_ms: u64) -> Self {
+        Self { retry_after_ms: Some(retry_after_ms), ..Self::new("RATE_LIMITED", message) }
+    }
+
     pub(crate) fn conflict(message: impl Into<String>) -> Self {
         Self::new("CONFLICT", message)
     }

@@ -34,6 +34,7 @@ use crate::{
     admin::problem,
     auth::{self, AuthFailure, Identity},
     graphql::error::ApiError,
+    rate_limit,
     serve::Server,
     shares::Who,
 };
@@ -325,17 +326,21 @@ impl Socket {
                 None => Ok(None),
                 Some(known) => auth::again(&inner.services, known).await.map(Some),
             };
+            let refused = |refusal| {
+                let response = execute::failed(refusal, inner.services.app.core.ids.next());
+                error(&id, &response)
+            };
             let identity = match identity {
                 Ok(identity) => identity,
-                Err(failure) => {
-                    let refusal = match failure {
-                        AuthFailure::Refused => ApiError::unauthenticated(),
-                        AuthFailure::Unavailable => ApiError::away(),
-                    };
-                    let response = execute::failed(refusal, inner.services.app.core.ids.next());
-                    return last(error(&id, &response)).await;
-                }
+                Err(AuthFailure::Refused) => return last(refused(ApiError::unauthenticated())).await,
+                Err(AuthFailure::Unavailable) => return last(refused(ApiError::away())).await,
             };
+            if let Some(identity) = &identity
+                && let Err(unserved) = rate_limit::serve(&inner.services, identity, ip).await
+            {
+                let now = inner.services.app.core.clock.now();
+                return last(refused(unserved.into_error(now))).await;
+            }
             let asked = Asked {
                 query: operation.query,
                 operation_name: operation.operation_name,

@@ -1,7 +1,8 @@
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use botledger_domain::{
-    OperatorId, Reason, WorkspaceId,
+    BotId, OperatorId, Reason, WorkspaceId,
+    bot::{Bot, BotRateLimits, BotStatus},
     operator::Permission,
     rate_limit::{
         RateOverride, RateOverrideCommand, RateOverrideError, RateRule, RateSubject, RateSubjectKind,
@@ -12,7 +13,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::{LimitState, RateCall, RateLimiter};
+use super::{LimitState, RateCall, RateDefaults, RateLimiter, RateRefusal, Taken};
 use crate::{
     Caller, CommandError, Core,
     execute::{Executed, execute},
@@ -59,13 +60,22 @@ pub struct RateLimits {
     core: Arc<Core>,
     limiter: RateLimiter,
     overrides: Overrides,
+    defaults: RateDefaults,
+    /// Of bots that have none of their own.
+    messages: BotRateLimits,
 }
 
 type Outcome = Result<Executed<RateOverride>, CommandError<RateOverrideError>>;
 
 impl RateLimits {
-    pub(crate) fn new(core: Arc<Core>, limiter: RateLimiter, overrides: Overrides) -> Self {
-        Self { core, limiter, overrides }
+    pub(crate) fn new(
+        core: Arc<Core>,
+        limiter: RateLimiter,
+        overrides: Overrides,
+        defaults: RateDefaults,
+        messages: BotRateLimits,
+    ) -> Self {
+        Self { core, limiter, overrides, defaults, messages }
     }
 
     /// The limiter that everything of this process goes through.
@@ -111,16 +121,66 @@ impl RateLimits {
         self.run(caller, &stream, RateOverrideCommand::Remove { reason, by }).await
     }
 
-    /// How a subject's limits stand now, under the ordinary rule or its override.
+    /// Takes a request to the API by where it comes from, before anything of it is read.
+    ///
+    /// # Errors
+    /// When that address asks too much.
+    pub async fn take_at_the_door(&self, address: IpAddr) -> Result<Taken, RateRefusal> {
+        self.limiter.take(&RateCall::at_the_door(address, self.defaults.ip)).await
+    }
+
+    /// Takes a request to the API by whose it is.
+    ///
+    /// # Errors
+    /// When the operator or their workspace asks too much.
+    pub async fn take_request(
+        &self,
+        operator: OperatorId,
+        workspace: WorkspaceId,
+    ) -> Result<Taken, RateRefusal> {
+        let limits = vec![
+            (RateSubject::operator(operator), self.defaults.operator),
+            (RateSubject::api(workspace), self.defaults.api),
+        ];
+        self.limiter.take(&RateCall { workspace: Some(workspace), id: None, limits, tokens: 0 }).await
+    }
+
+    /// How a subject's limits stand now, under its ordinary rule or an override. The ordinary rule of a
+    /// person, a chat or a bot is that of the bot, which the caller names.
+    ///
+    /// # Errors
+    /// When the bot does not exist for the caller.
     pub async fn of(
         &self,
-        workspace: Option<WorkspaceId>,
+        caller: &Caller,
+        workspace: WorkspaceId,
         subject: RateSubject,
-        ordinary: RateRule,
-    ) -> Vec<LimitState> {
-        self.limiter
-            .look(&RateCall { workspace, id: None, limits: vec![(subject, ordinary)], tokens: 0 })
-            .await
+        bot: Option<BotId>,
+    ) -> Result<Vec<LimitState>, CommandError<RateOverrideError>> {
+        let limits = match bot {
+            Some(bot) => {
+                let state = self.core.journal.load::<Bot>(&bot.to_string()).await?.state;
+                if state.status == BotStatus::Unknown || !caller.sees(state.workspace) {
+                    return Err(CommandError::NotFound { what: "bot" });
+                }
+                state.settings.rate_limits.unwrap_or(self.messages)
+            }
+            None => self.messages,
+        };
+        let ordinary = match subject.kind() {
+            RateSubjectKind::User => limits.user_rule(),
+            RateSubjectKind::Chat => limits.chat_rule(),
+            RateSubjectKind::Bot => limits.bot_rule(),
+            RateSubjectKind::Workspace => self.defaults.workspace,
+            RateSubjectKind::Ip => self.defaults.ip,
+            RateSubjectKind::Operator => self.defaults.operator,
+            RateSubjectKind::Api => self.defaults.api,
+            // Only what an override says, until they have limits of their own.
+            RateSubjectKind::ApiKey | RateSubjectKind::Team => RateRule::default(),
+        };
+        let workspace = (subject.kind() != RateSubjectKind::Ip).then_some(workspace);
+        let call = RateCall { workspace, id: None, limits: vec![(subject, ordinary)], tokens: 0 };
+        Ok(self.limiter.look(&call).await)
     }
 
     fn manager(
