@@ -1,8 +1,8 @@
 //! Personal data and secrets in a text, and what to put in their place.
 //!
-//! A recogniser of a family of kinds ([`numbers`], [`phone`], [`accounts`], [`network`], [`secrets`],
-//! [`documents`], [`dates`]) proposes stretches by their form and proves what can be proven: check digits,
-//! numbering plans, registries' structures. [`context`] then looks at the words beside them. A stretch whose
+//! A recogniser of a family of kinds (`numbers`, `phone`, `accounts`, `network`, `secrets`,
+//! `documents`, `dates`) proposes stretches by their form and proves what can be proven: check digits,
+//! numbering plans, registries' structures. `context` then looks at the words beside them. A stretch whose
 //! form says much starts at 500, one that ordinary numbers share at 200; a proof adds 350, a word that speaks
 //! for it 150, a word that says it is something else takes 300. From [`REPORTED_FROM`] on it is reported;
 //! of those that overlap the surest, then the longest. So a bare ten-digit number needs both its check
@@ -273,11 +273,9 @@ impl Candidate {
         if alone + CONTEXT < REPORTED_FROM {
             return None;
         }
-        let spoken = if context::speaks_for(folded, &self.bytes, self.kind) { CONTEXT } else { 0 };
-        if alone + spoken < REPORTED_FROM {
-            return None;
-        }
-        let denied = if context::denied(folded, self.bytes.start, self.denial) { DENIED } else { 0 };
+        let words = context::weigh(folded, &self.bytes, self.kind, self.denial);
+        let spoken = if words.speak_for { CONTEXT } else { 0 };
+        let denied = if words.deny { DENIED } else { 0 };
         Some((alone + spoken).saturating_sub(denied)).filter(|sum| *sum >= REPORTED_FROM)
     }
 }

@@ -127,11 +127,15 @@ fn wallets(folded: &Folded, candidates: &mut Vec<Candidate>) {
         if base58 || bech32() || ton() {
             candidates.push(Candidate::certain(token, PiiKind::Crypto));
         } else if ethereum && text[2..].bytes().any(|byte| byte != b'0') {
+            let digits = &text.as_bytes()[2..];
+            let one_case =
+                !digits.iter().any(u8::is_ascii_uppercase) || !digits.iter().any(u8::is_ascii_lowercase);
             candidates.push(Candidate {
                 bytes: token,
                 kind: PiiKind::Crypto,
                 form: FIRM,
-                proven: true,
+                // Mixed case is a check; where it fails only a word of wallets can tell.
+                proven: one_case || checksum::ethereum_case(digits),
                 denial: Denial::Secret,
             });
         }

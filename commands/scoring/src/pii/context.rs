@@ -29,6 +29,7 @@ struct Lists {
     number_denials: Vec<Phrase>,
     address_denials: Vec<Phrase>,
     secret_denials: Vec<Phrase>,
+    units: Vec<Phrase>,
 }
 
 static LISTS: LazyLock<Lists> = LazyLock::new(|| {
@@ -37,6 +38,7 @@ static LISTS: LazyLock<Lists> = LazyLock::new(|| {
         number_denials: Vec::new(),
         address_denials: Vec::new(),
         secret_denials: Vec::new(),
+        units: Vec::new(),
     };
     for line in include_str!("../../data/pii_context.txt").lines() {
         let Some((name, phrases)) = line.split_once(": ").filter(|_| !line.starts_with('#')) else {
@@ -55,6 +57,7 @@ static LISTS: LazyLock<Lists> = LazyLock::new(|| {
             "!NUMBER" => &mut lists.number_denials,
             "!IP_ADDRESS" => &mut lists.address_denials,
             "!SECRET" => &mut lists.secret_denials,
+            "!UNIT" => &mut lists.units,
             kind => {
                 &mut lists.speaks_for[PiiKind::parse(kind).expect("the file names kinds of ours") as usize]
             }
@@ -77,32 +80,44 @@ pub(super) enum Denial {
     Secret,
 }
 
-/// Whether words beside the stretch speak for the kind.
-pub(super) fn speaks_for(folded: &Folded, bytes: &Range<usize>, kind: PiiKind) -> bool {
-    let phrases = &LISTS.speaks_for[kind as usize];
-    if phrases.is_empty() {
-        return false;
-    }
-    let mut before = words_before(folded, bytes.start, REACH);
-    before.reverse();
-    contains(&before, phrases, Side::Before)
-        || contains(&words_after(folded, bytes.end, REACH), phrases, Side::After)
+/// What the words beside a stretch say.
+pub(super) struct Words {
+    /// That it is of the kind.
+    pub(super) speak_for: bool,
+    /// That it is something else.
+    pub(super) deny: bool,
 }
 
-/// Whether a word shortly before says that this is something else. Such a word speaks of the first number
-/// after it only: in "order 17, card 4111…" it says nothing about the card.
-pub(super) fn denied(folded: &Folded, start: usize, denial: Denial) -> bool {
-    let phrases = match denial {
-        Denial::None => return false,
+/// Weighs the words beside a stretch. A word that denies counts when it stands shortly before and nothing
+/// comes between: in "order 17, card 4111…" it is about another number, in "order by card 4111…" the card is
+/// nearer. A unit right after a number denies it too.
+pub(super) fn weigh(folded: &Folded, bytes: &Range<usize>, kind: PiiKind, denial: Denial) -> Words {
+    let phrases = &LISTS.speaks_for[kind as usize];
+    let mut before = words_before(folded, bytes.start, REACH);
+    before.reverse();
+    let after = words_after(folded, bytes.end, REACH);
+    let nearest = nearest(&before, phrases, Side::Before);
+    let speak_for = nearest.is_some() || self::nearest(&after, phrases, Side::After).is_some();
+    let denials = match denial {
+        Denial::None => return Words { speak_for, deny: false },
         Denial::Number => &LISTS.number_denials,
         Denial::Address => &LISTS.address_denials,
         Denial::Secret => &LISTS.secret_denials,
     };
-    let mut before = words_before(folded, start, DENIAL_REACH);
-    let numbers = |word: &String| word.starts_with(OPAQUE) || word.bytes().all(|byte| byte.is_ascii_digit());
-    before.truncate(before.iter().position(numbers).unwrap_or(before.len()));
-    before.reverse();
-    contains(&before, phrases, Side::Before)
+    let number = |word: &String| word.starts_with(OPAQUE) || word.bytes().all(|byte| byte.is_ascii_digit());
+    let from = before
+        .iter()
+        .rposition(number)
+        .map_or(0, |place| place + 1)
+        .max(nearest.unwrap_or(0))
+        .max(before.len().saturating_sub(DENIAL_REACH));
+    let measured = denial == Denial::Number
+        && (self::nearest(&after, &LISTS.units, Side::After).is_some()
+            || folded.before(bytes.start).is_some_and(|sign| "$€£₽¥".contains(sign))
+            || folded.text[bytes.end..]
+                .trim_start_matches(' ')
+                .starts_with(['$', '€', '£', '₽', '¥', '%', '°']));
+    Words { speak_for, deny: measured || self::nearest(&before[from..], denials, Side::Before).is_some() }
 }
 
 /// Where words stand.
@@ -112,22 +127,25 @@ enum Side {
     After,
 }
 
-fn contains(words: &[String], phrases: &[Phrase], side: Side) -> bool {
-    phrases.iter().any(|phrase| {
+/// The place after the last of these phrases among the words, if there is one.
+fn nearest(words: &[String], phrases: &[Phrase], side: Side) -> Option<usize> {
+    let end = |phrase: &Phrase| {
         let length = phrase.words.len();
-        let Some(last) = words.len().checked_sub(length) else { return false };
+        let last = words.len().checked_sub(length)?;
         let mut places = match (phrase.adjacent, side) {
             (false, _) => 0..=last,
             (true, Side::Before) => last..=last,
             (true, Side::After) => 0..=0,
         };
-        places.any(|place| {
-            let stretch = &words[place..place + length];
+        let place = places.rfind(|place| {
+            let stretch = &words[*place..place + length];
             stretch.iter().zip(&phrase.words).all(|(word, (stem, open))| {
                 if *open { word.starts_with(stem.as_str()) } else { word == stem }
             })
-        })
-    })
+        });
+        place.map(|place| place + length)
+    };
+    phrases.iter().filter_map(end).max()
 }
 
 /// The nearest words first.

@@ -58,6 +58,9 @@ pub(super) fn propose(folded: &Folded, kinds: PiiKinds, candidates: &mut Vec<Can
         {
             continue;
         }
+        if !is_day(found.as_str()) {
+            continue;
+        }
         let mut bytes = found.range();
         candidates.push(Candidate {
             bytes: bytes.clone(),
@@ -80,6 +83,14 @@ pub(super) fn propose(folded: &Folded, kinds: PiiKinds, candidates: &mut Vec<Can
     if kinds.contains(PiiKind::ZipCode) {
         postal_codes(folded, candidates);
     }
+}
+
+/// Whether day and month of a date in digits are some; the order of the two is anybody's.
+fn is_day(date: &str) -> bool {
+    let parts: Vec<u32> = date.split(['-', '/', '.']).map_while(|part| part.parse().ok()).collect();
+    let [a, b, c] = parts[..] else { return true };
+    let (day, month) = if a > 31 { (b, c) } else { (a, b) };
+    day.min(month) >= 1 && day.min(month) <= 12 && day.max(month) <= 31
 }
 
 fn ends_with_clock(folded: &Folded, end: usize) -> bool {

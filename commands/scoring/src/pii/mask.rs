@@ -18,7 +18,7 @@ pub enum MaskStyle<'k> {
     /// `<CREDIT_CARD>`. Cannot be put back.
     Kind,
     /// `<CREDIT_CARD ***1111>`: the last four letters or digits; `<CREDIT_CARD>` of values with fewer than
-    /// ten of them. Cannot be put back.
+    /// ten of them, and of kinds that are not told apart by their end. Cannot be put back.
     LastFour,
     /// `<CREDIT_CARD#…>` with sixteen letters that are the same for the same value under the same key,
     /// however the value is written, and say nothing without the key.
@@ -291,7 +291,7 @@ impl<'t> Masking<'t, '_> {
             MaskStyle::LastFour => {
                 let letters: Vec<char> = value.chars().filter(|letter| letter.is_alphanumeric()).collect();
                 match letters.len().checked_sub(4) {
-                    Some(from) if from >= 6 => {
+                    Some(from) if from >= 6 && tells_apart(kind) => {
                         format!("<{kind} ***{}>", letters[from..].iter().collect::<String>())
                     }
                     _ => format!("<{kind}>"),
@@ -323,6 +323,24 @@ impl<'t> Masking<'t, '_> {
             }
         }
     }
+}
+
+/// Whether the last four letters of such a value help to recognise it: of a mailbox they are its domain's.
+fn tells_apart(kind: PiiKind) -> bool {
+    use PiiKind as K;
+    !matches!(
+        kind,
+        K::EmailAddress
+            | K::Url
+            | K::DomainName
+            | K::DateTime
+            | K::DateOfBirth
+            | K::ZipCode
+            | K::Person
+            | K::Location
+            | K::Organization
+            | K::Nrp
+    )
 }
 
 /// Spans that are in order and apart, with their places in bytes; without those beyond the text's end.

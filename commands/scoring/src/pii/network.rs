@@ -126,9 +126,13 @@ fn machine(folded: &Folded, token: Range<usize>, candidates: &mut Vec<Candidate>
     let token = trim(folded, token);
     let text = &folded.text[token.clone()];
     if text.len() <= MAX_MACHINE && folded.stands_alone(&token) {
-        if is_mac(text) {
-            candidates.push(Candidate::certain(token, PiiKind::MacAddress));
-            return;
+        match mac(text) {
+            Some(true) => {
+                candidates.push(Candidate::certain(token, PiiKind::MacAddress));
+                return;
+            }
+            Some(false) => candidates.push(Candidate::needs_word(token.clone(), PiiKind::MacAddress)),
+            None => {}
         }
         if let Ok(address) = text.parse::<Ipv6Addr>()
             && names_one_machine(text, address)
@@ -179,21 +183,21 @@ fn trim(folded: &Folded, mut bytes: Range<usize>) -> Range<usize> {
     }
 }
 
-/// Six or eight pairs joined by the same sign, or three fours by dots; not the broadcast's, not zeros.
-fn is_mac(text: &str) -> bool {
+/// Six or eight pairs joined by the same sign, or three fours by dots; not the broadcast's, not zeros. Says
+/// whether the form is one of its own: digits only by hyphens or dots are as well a part's number.
+fn mac(text: &str) -> Option<bool> {
     let joined = |sign: char, length: usize, groups: &[usize]| {
         let parts: Vec<&str> = text.split(sign).collect();
-        groups.contains(&parts.len())
-            && parts
-                .iter()
-                .all(|part| part.len() == length && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        let hex = |part: &&str| part.len() == length && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        groups.contains(&parts.len()) && parts.iter().all(hex)
     };
+    let colons = joined(':', 2, &[6, 8]);
+    if !(colons || joined('-', 2, &[6, 8]) || joined('.', 4, &[3])) {
+        return None;
+    }
     let hex = || text.bytes().filter(u8::is_ascii_hexdigit);
-    // Digits only by hyphens or dots are as well a telephone or a part's number.
-    let letters = hex().any(|byte| byte.is_ascii_alphabetic());
-    (joined(':', 2, &[6, 8]) || letters && (joined('-', 2, &[6, 8]) || joined('.', 4, &[3])))
-        && hex().any(|byte| byte != b'0')
-        && hex().any(|byte| byte.to_ascii_lowercase() != b'f')
+    let one_machine = hex().any(|byte| byte != b'0') && hex().any(|byte| !byte.eq_ignore_ascii_case(&b'f'));
+    one_machine.then(|| colons || hex().any(|byte| byte.is_ascii_alphabetic()))
 }
 
 /// Not `::1` and not a path of a program (`a::b`): several groups, or a first one of four with a digit.
@@ -203,7 +207,9 @@ fn names_one_machine(text: &str, address: Ipv6Addr) -> bool {
     !address.is_loopback()
         && !address.is_unspecified()
         && text.bytes().any(|byte| byte.is_ascii_digit())
-        && (groups.count() >= 3 || first.len() == 4 && first.bytes().any(|byte| byte.is_ascii_digit()))
+        && (text.contains('.')
+            || groups.count() >= 3
+            || first.len() == 4 && first.bytes().any(|byte| byte.is_ascii_digit()))
 }
 
 /// An address with a scheme, up to what cannot be in one.

@@ -235,11 +235,7 @@ fn national(run: &Run<'_, '_>, candidates: &mut Vec<Candidate>) {
     };
     let firm_if = |firm: bool| if firm { FIRM } else { LOOSE };
     match digits.len() {
-        8 if solid || run.shaped(&[2, 3, 3]) => {
-            if checksum::tfn(digits) {
-                propose(K::AuTfn, LOOSE, true);
-            }
-        }
+        8 if (solid || run.shaped(&[2, 3, 3])) && checksum::tfn(digits) => propose(K::AuTfn, LOOSE, true),
         9 => {
             let shaped = run.shaped(&[3, 2, 4]) && (hyphens || spaced || run.join == Join::By(b'.'));
             if solid || shaped {

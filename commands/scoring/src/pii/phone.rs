@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, ops::RangeInclusive, sync::LazyLock};
 
 use super::{
-    Candidate, FIRM, LOOSE, PiiKind,
+    Candidate, FIRM, PiiKind,
     context::Denial,
     numbers::{Chain, begins, ends},
 };
@@ -98,6 +98,15 @@ fn longest(chain: &Chain<'_>, first: usize) -> Option<(usize, Candidate)> {
             Form::Written => 1,
             Form::Plain => 0,
         };
+        // "123-45-67 2 times": what was joined by hyphens so far ends at a blank.
+        if let Some((0, known, _)) = best
+            && known > first
+            && (first..known).all(|group| matches!(chain.gap(group), "-" | "."))
+            && (known..last).any(|group| chain.gap(group).contains(' '))
+            && rank == 0
+        {
+            break;
+        }
         if best.as_ref().is_none_or(|(known, ..)| rank >= *known) {
             best = Some((rank, last, form));
         }
@@ -120,16 +129,8 @@ fn longest(chain: &Chain<'_>, first: usize) -> Option<(usize, Candidate)> {
             proven: true,
             denial: Denial::Number,
         },
-        Form::Plain if plus => Candidate::needs_word(start..end, PiiKind::PhoneNumber),
-        Form::Plain => Candidate {
-            bytes: start..end,
-            kind: PiiKind::PhoneNumber,
-            form: FIRM,
-            proven: false,
-            denial: Denial::Number,
-        },
+        Form::Plain => Candidate::needs_word(start..end, PiiKind::PhoneNumber),
     };
-    debug_assert!(LOOSE < FIRM);
     Some((last, candidate))
 }
 
@@ -153,6 +154,9 @@ fn international(digits: &[u8], lengths: &[usize]) -> Option<Form> {
 
 /// The calling code a number begins with: codes are prefix-free.
 fn plan(digits: &[u8]) -> Option<(usize, &'static RangeInclusive<usize>)> {
+    if digits.first() == Some(&0) {
+        return None;
+    }
     (1..=3).find_map(|length| {
         let code = digits.get(..length)?.iter().fold(0, |sum, digit| sum * 10 + u32::from(*digit));
         Some((length, PLANS.get(&code)?))
@@ -192,6 +196,14 @@ fn domestic(chain: &Chain<'_>, first: usize, last: usize, digits: &[u8], lengths
             return Some(Form::Written);
         }
         _ => {}
+    }
+    // Digits in groups are a number when they are all of it: "2024-03" of a date is not, nor is "123456" alone.
+    let joined = |gap: &str| !gap.contains(' ');
+    if first > 0 && joined(chain.gap(first - 1))
+        || last + 1 < chain.groups.len() && joined(chain.gap(last))
+        || solid && digits.len() < 7
+    {
+        return None;
     }
     if digits.len() > 13 || digits.iter().all(|digit| *digit == digits[0]) || looks_like_date(digits, lengths)
     {

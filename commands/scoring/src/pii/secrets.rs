@@ -7,7 +7,7 @@ use regex::Regex;
 use super::{
     Candidate, FIRM, LOOSE, PiiKind,
     context::{self, Denial},
-    fold::{Folded, is_word},
+    fold::{Folded, OPAQUE, is_word},
 };
 
 /// Secrets whose issuer gave them a form of their own.
@@ -42,20 +42,24 @@ static ISSUED: LazyLock<Regex> = LazyLock::new(|| {
 static BOT_TOKEN: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"[0-9]{7,12}:[A-Za-z0-9_\-]{35}").expect("a valid pattern"));
 
-/// A word of a password or key, a sign, a value: "password: …", "API_KEY=…", "пароль — …".
-static ASSIGNED: LazyLock<Regex> = LazyLock::new(|| {
+/// A word of a password or key and a sign, before a value: "password: …", "API_KEY=…", "пароль — …".
+static NAMED: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(
         r#"(?xi)
         (?: passw(?:or)?d | passphrase | pwd | парол[а-я]{0,3}
-          | (?: secret | api | access | private | client | auth | секретн[а-я]{2,3} )[\ _\-]?(?: key | token | secret | ключ[а-я]{0,2} )
+          | (?: secret | api | access | private | client | auth | секретн[а-я]{2,3} ) [\ _\-]?
+            (?: key | token | secret | ключ[а-я]{0,2} )
           | token | secret | токен[а-я]{0,2} | секрет[а-я]{0,2} )
         [a-z0-9_]{0,20} ["'`]?
-        (?: \ (?: for | to | of | от | для | к ) (?: \ [\w.\-]{1,20} ){1,3} )?
+        (?: \ (?: for | to | of | от | для | к ) (?: \ [\p{L}\p{N}_.\-]{1,20} ){1,3} )?
         (?: \s{0,2} (?: := | => | -> | : | = | - ) \s{0,3} | \ is:?\ | \ это\ | \ такой:?\ | \ )
-        ["'`]? ([^\s"'`<>,;\u{FFFC}]{6,200})"#,
+        ["'`]?"#,
     )
     .expect("a valid pattern")
 });
+
+/// Characters of a value that decide what it is.
+const MAX_JUDGED: usize = 200;
 
 /// Fewest letters of a value that is taken for random.
 const MIN_RANDOM: usize = 16;
@@ -119,18 +123,23 @@ fn private_keys(folded: &Folded, candidates: &mut Vec<Candidate>) {
 
 /// Values that are said to be a password or a key.
 fn assigned(folded: &Folded, candidates: &mut Vec<Candidate>) {
-    let mut at = 0;
-    // A value may be the next word of a password, so the search goes on from its beginning.
-    while let Some(found) = ASSIGNED.captures_at(&folded.text, at) {
-        let whole = found.get(0).expect("group 0 is the match");
-        let value = found.get(1).expect("the value is not optional");
-        at = value.start();
-        if folded.before(whole.start()).is_some_and(char::is_alphanumeric) {
+    let delimits = |letter: char| letter.is_whitespace() || "\"'`<>,;".contains(letter) || letter == OPAQUE;
+    let mut value_end = 0;
+    let mut taken_to = 0;
+    for found in NAMED.find_iter(&folded.text) {
+        if found.start() < taken_to || folded.before(found.start()).is_some_and(char::is_alphanumeric) {
             continue;
         }
-        let text = value.as_str().trim_end_matches(['.', ')', ']', '}', '!', '?', ':', '*']);
-        let bytes = value.start()..value.start() + text.len();
-        let between = &folded.text[whole.start()..value.start()];
+        // Names inside one stretch without blanks share its end: it is looked for once.
+        if found.end() >= value_end {
+            let rest = &folded.text[found.end()..];
+            value_end = found.end() + rest.find(delimits).unwrap_or(rest.len());
+        }
+        let text =
+            folded.text[found.end()..value_end].trim_end_matches(['.', ')', ']', '}', '!', '?', ':', '*']);
+        let bytes = found.end()..found.end() + text.len();
+        let text = text.char_indices().nth(MAX_JUDGED).map_or(text, |(end, _)| &text[..end]);
+        let between = found.as_str();
         let lower = between.to_lowercase();
         let signed = between.contains([':', '=', '>'])
             || [" is ", " - ", " это ", " такой "].iter().any(|sign| lower.contains(sign));
@@ -140,16 +149,18 @@ fn assigned(folded: &Folded, candidates: &mut Vec<Candidate>) {
         let digits = count(|letter| letter.is_ascii_digit());
         let signs = text.chars().count() - letters - digits;
         // A sentence goes on with a word ("password: required"); a password has something else in it.
+        let exact = between.contains([':', '=']);
         let chosen = password
-            && letters + digits + signs >= 6
+            && letters + digits + signs >= if exact { 4 } else { 6 }
             && if signed {
-                letters == 0 && digits >= 6 && signs == 0
+                letters == 0 && digits >= if exact { 4 } else { 6 } && signs == 0
                     || letters > 0 && (digits > 0 || signs > 0 && !plain_words(text))
             } else {
                 letters > 0 && digits > 0
             };
         let issued = signed && text.len() >= 12 && digits >= 2 && letters >= 2 && distinct(text) >= 8;
         if (chosen || issued) && !is_address(text) {
+            taken_to = bytes.end;
             candidates.push(Candidate {
                 bytes,
                 kind: PiiKind::Secret,
@@ -196,7 +207,7 @@ fn random(folded: &Folded, candidates: &mut Vec<Candidate>) {
         }
         let bytes = value(folded, start..at);
         if bytes.len() >= MIN_RANDOM && looks_random(&folded.text[bytes.clone()]) {
-            let named = context::speaks_for(folded, &bytes, PiiKind::Secret);
+            let named = context::weigh(folded, &bytes, PiiKind::Secret, Denial::None).speak_for;
             candidates.push(Candidate {
                 bytes,
                 kind: PiiKind::Secret,
