@@ -8,7 +8,12 @@
 //! To add a detector: a module `noun.rs` with a `score` that takes a [`Normalised`] text and gives
 //! evidence with spans in code points of the original; its data under `data/`; a line in the guide.
 
+pub mod attack;
+pub mod calibrate;
+mod cued;
 pub mod features;
+pub mod intent;
+pub mod lexicon;
 pub mod linear;
 pub mod model_file;
 pub mod normalise;
