@@ -10,7 +10,6 @@ use axum::{
     response::Response,
 };
 use botledger_commands::{Access, AuditEntry, LimitState, RateRefusal, RateUnit};
-use botledger_domain::Clock;
 use chrono::{DateTime, Utc};
 
 use crate::{

@@ -19,7 +19,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 50] = [
+const NEEDS: [(&str, Permission); 61] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -70,7 +70,21 @@ const NEEDS: [(&str, Permission); 50] = [
     ("planDefine", ManageQuotas),
     ("planSetDefault", ManageQuotas),
     ("planRetire", ManageQuotas),
+    ("rateLimits", ReadOperations),
+    ("rateOverride", ReadOperations),
+    ("rateOverrides", ReadOperations),
+    ("rateOverrideSet", ManageQuotas),
+    ("rateOverrideRemove", ManageQuotas),
+    ("accessList", ReadOperations),
+    ("accessEntries", ReadOperations),
+    ("accessListAdd", ManagePolicies),
+    ("accessListRemove", ManagePolicies),
+    ("accessListClose", ManagePolicies),
+    ("accessListOpen", ManagePolicies),
 ];
+
+/// Inputs of which exactly one field is given.
+const ONE_OF: [&str; 1] = ["AccessTargetInput"];
 
 /// Fields below the root that need `ReadPersonal`, with a query that gets there.
 const PERSONAL: [(&str, &str); 5] = [
@@ -87,6 +101,7 @@ const PERSONAL: [(&str, &str); 5] = [
 /// Texts and numbers that could say something about a person and do not: everything else that may is
 /// behind one of the fields above.
 const PLAIN: &str = "
+    AccessEntry.network AccessEntry.reason
     Bot.holder Bot.leaseEpoch Bot.statusReason Bot.telegramId Bot.username
     BotSettings.model BotSettings.systemPrompt BotSettings.welcome
     Conversation.messages Conversation.turnCount
@@ -99,6 +114,8 @@ const PLAIN: &str = "
     Projection.error Projection.name Projection.status
     Quota.plan Quota.planTokens Quota.refusals Quota.reserved Quota.used
     QuotaOverride.tokens
+    RateLimitState.limit RateLimitState.perMinute RateLimitState.remaining
+    RateOverride.name RateOverride.reason
     SessionTokens.accessToken SessionTokens.login SessionTokens.refreshToken
     Standing.reason
     Turn.command Turn.completionTokens Turn.failure Turn.finish Turn.latencyMs Turn.messageIds
@@ -112,7 +129,9 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 21] = [
+const REACHED: [(&str, &str); 27] = [
+    ("AccessEntry", "manage_policies read_operations"),
+    ("AccessList", "manage_policies read_operations"),
     ("Bot", "manage_bots moderate read_operations"),
     ("BotSettings", "manage_bots moderate read_operations"),
     ("ChatSession", "moderate read_operations"),
@@ -120,20 +139,24 @@ const REACHED: [(&str, &str); 21] = [
     ("Event", "read_ledger"),
     // Of read_operations only where it is read_ledger as well: `node` looks itself.
     ("Operator", "manage_operators read_ledger read_operations read_self"),
+    ("ParallelAnswers", "manage_bots moderate read_operations"),
     ("Person", "manage_bots moderate read_operations"),
     ("Plan", "manage_bots manage_quotas read_operations read_self"),
     ("Platform", "read_self"),
     ("Projection", "manage_bots read_operations"),
     ("Quota", "manage_bots manage_quotas moderate read_operations"),
     ("QuotaOverride", "manage_bots manage_quotas moderate read_operations"),
-    ("RateLimit", "manage_bots moderate read_operations"),
+    ("RateLimit", "manage_bots manage_quotas moderate read_operations"),
+    ("RateLimitState", "read_operations"),
     ("RateLimits", "manage_bots moderate read_operations"),
+    ("RateOverride", "manage_quotas read_operations"),
     ("SessionTokens", "nothing"),
     ("Standing", "moderate read_operations"),
+    ("TokenRates", "manage_bots moderate read_operations"),
     ("Turn", "manage_bots read_operations"),
     ("TurnChange", "read_operations"),
     ("Usage", "read_usage"),
-    ("UserError", "manage_bots manage_operators manage_quotas moderate nothing"),
+    ("UserError", "manage_bots manage_operators manage_policies manage_quotas moderate nothing"),
     ("Workspace", "manage_bots manage_quotas read_operations read_self"),
 ];
 
@@ -189,7 +212,10 @@ impl Schema {
             ("ENUM", Some(name)) => self.types[name]["enumValues"][0]["name"].as_str().unwrap().to_owned(),
             ("INPUT_OBJECT", Some(name)) => {
                 let fields = self.types[name]["inputFields"].as_array().unwrap();
-                let required = fields.iter().filter(|field| field["type"]["kind"] == "NON_NULL");
+                let first = ONE_OF.contains(&name).then(|| fields[0]["name"].clone());
+                let required = fields.iter().filter(|field| {
+                    field["type"]["kind"] == "NON_NULL" || Some(&field["name"]) == first.as_ref()
+                });
                 let given: Vec<String> = required
                     .map(|field| {
                         format!("{}: {}", field["name"].as_str().unwrap(), self.value(&field["type"]))

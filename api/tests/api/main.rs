@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on shall say where")]
 
 mod access;
+mod access_lists;
 mod http;
 mod mutations;
 mod past;
 mod queries;
+mod rate_limits;
 mod schema;
 mod sessions;
 mod sockets;

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use botledger_api::{Api, ApiConfig, ApiContext};
 use botledger_commands::{
     App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, IncomingKind, IncomingUpdate,
-    KeyRing, Lease, NewBot, PersonFacts, ProbeError, StepOutcome, SystemClock, SystemIds, TelegramProbe,
+    KeyRing, Lease, NewBot, PersonFacts, ProbeError, RateDefaults, StepOutcome, SystemClock, SystemIds, TelegramProbe,
     execute::execute,
 };
 use botledger_domain::{
@@ -134,6 +134,15 @@ impl Platform {
     }
 
     pub(crate) async fn with(pool: PgPool, configure: impl FnOnce(&mut ApiConfig)) -> Self {
+        Self::paced(pool, RateDefaults::default(), configure).await
+    }
+
+    /// Where requests are limited, too.
+    pub(crate) async fn paced(
+        pool: PgPool,
+        rates: RateDefaults,
+        configure: impl FnOnce(&mut ApiConfig),
+    ) -> Self {
         let generous = RateLimit { burst: 1_000, per_minute: 60_000 };
         let config = AppConfig {
             journal: Default::default(),
@@ -146,6 +155,7 @@ impl Platform {
                 notice_pause: Duration::from_secs(60),
                 block_notice_pause: Duration::from_secs(60),
             },
+            rates,
             redis_patience: Duration::from_millis(100),
             instance: InstanceId(Uuid::now_v7()),
         };

@@ -221,6 +221,7 @@ impl World {
                 notice_pause: self.setup.notice_pause,
                 block_notice_pause: self.setup.notice_pause,
             },
+            rates: RateDefaults::default(),
             redis_patience: patience,
             instance: InstanceId(SystemIds.next()),
         };
