@@ -34,6 +34,7 @@ pub struct Config {
     pub telegram: Telegram,
     pub ollama: Ollama,
     pub limits: Limits,
+    pub rate_limits: RateLimits,
     pub quota: Quota,
     pub keys: Keys,
     pub auth: Auth,
@@ -154,15 +155,32 @@ pub struct Limits {
     pub chat: Bucket,
     /// Per bot.
     pub bot: Bucket,
+    /// All bots of a workspace.
+    pub workspace: Bucket,
+}
+
+/// Token buckets for requests to the API. `/livez`, `/readyz`, `/metrics` and webhooks are not limited.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateLimits {
+    /// Per network address (of IPv6: per /64), before anything is read.
+    pub ip: Bucket,
+    /// Per operator.
+    pub operator: Bucket,
+    /// All operators of a workspace.
+    pub workspace: Bucket,
+    /// Processes that serve: while Redis is away each lets through its part of what none of them holds
+    /// alone, so that all of them keep the limit together.
+    pub processes: u32,
 }
 
 /// A token bucket: so many at once, refilled evenly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bucket {
-    /// Messages at once, at least 1.
+    /// Messages or requests at once, at least 1.
     pub burst: u32,
-    /// Messages a minute in the long run, at least 1.
+    /// Messages or requests a minute in the long run, at least 1.
     pub per_minute: u32,
 }
 
@@ -322,6 +340,18 @@ impl Default for Limits {
             user: Bucket { burst: 5, per_minute: 20 },
             chat: Bucket { burst: 10, per_minute: 40 },
             bot: Bucket { burst: 200, per_minute: 6_000 },
+            workspace: Bucket { burst: 20_000, per_minute: 600_000 },
+        }
+    }
+}
+
+impl Default for RateLimits {
+    fn default() -> Self {
+        Self {
+            ip: Bucket { burst: 600, per_minute: 6_000 },
+            operator: Bucket { burst: 600, per_minute: 6_000 },
+            workspace: Bucket { burst: 3_000, per_minute: 60_000 },
+            processes: 1,
         }
     }
 }

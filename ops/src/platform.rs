@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use botledger_bot::{BotConfig, Telegram};
-use botledger_commands::{App, AppConfig, Caller, GateDefaults, KeyRing, SystemClock, SystemIds};
+use botledger_commands::{App, AppConfig, Caller, GateDefaults, KeyRing, RateDefaults, SystemClock, SystemIds};
 use botledger_domain::bot::{BotRateLimits, RateLimit};
 use botledger_domain::quota::PlanTerms;
+use botledger_domain::rate_limit::RateRule;
 use botledger_domain::{InstanceId, ModelName, PlanName};
 use botledger_journal::JournalConfig;
 use botledger_llm::{ChatProvider, Ollama, OllamaLimits};
@@ -55,6 +56,7 @@ impl Platform {
             journal: JournalConfig::default(),
             keys: key_ring(config)?,
             gate: gate(config)?,
+            rates: rates(config),
             redis_patience: Duration::from_millis(config.redis.timeout_ms),
             instance: InstanceId(botledger_commands::Ids::next(&SystemIds)),
         };
@@ -144,8 +146,23 @@ fn key_ring(config: &Config) -> Result<KeyRing> {
     Ok(KeyRing { master, pseudonym: key("keys.pseudonym_key", &config.keys.pseudonym_key)? })
 }
 
+fn limit(bucket: Bucket) -> RateLimit {
+    RateLimit { burst: bucket.burst, per_minute: bucket.per_minute }
+}
+
+fn rates(config: &Config) -> RateDefaults {
+    let rule = |bucket| RateRule::requests(limit(bucket));
+    let api = &config.rate_limits;
+    RateDefaults {
+        workspace: rule(config.limits.workspace),
+        ip: rule(api.ip),
+        operator: rule(api.operator),
+        api: rule(api.workspace),
+        processes: api.processes,
+    }
+}
+
 fn gate(config: &Config) -> Result<GateDefaults> {
-    let limit = |bucket: Bucket| RateLimit { burst: bucket.burst, per_minute: bucket.per_minute };
     Ok(GateDefaults {
         provider: PROVIDER.to_owned(),
         model: default_model(config)?,

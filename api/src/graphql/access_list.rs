@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Entries added or taken out at once, at most.
-const MOST_AT_ONCE: usize = 1_000;
+const MOST_AT_ONCE: usize = 500;
 
 /// What an entry does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
@@ -334,7 +334,7 @@ struct AccessEntryInput {
 struct AccessListAddInput {
     /// The bot's list; the workspace's own when null.
     bot_id: Option<ID>,
-    /// 1 to 1,000; all are added or none.
+    /// 1 to 500; all are added or none.
     entries: Vec<AccessEntryInput>,
     conditions: Option<Conditions>,
 }
@@ -344,7 +344,7 @@ struct AccessListAddInput {
 struct AccessListRemoveInput {
     /// The bot's list; the workspace's own when null.
     bot_id: Option<ID>,
-    /// 1 to 1,000; those that are not there are passed over.
+    /// 1 to 500; those that are not there are passed over.
     targets: Vec<AccessTargetInput>,
     /// 1 to 500 characters, kept in the ledger.
     reason: String,

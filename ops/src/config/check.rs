@@ -49,6 +49,11 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     f.bucket("limits.user", config.limits.user);
     f.bucket("limits.chat", config.limits.chat);
     f.bucket("limits.bot", config.limits.bot);
+    f.bucket("limits.workspace", config.limits.workspace);
+    f.bucket("rate_limits.ip", config.rate_limits.ip);
+    f.bucket("rate_limits.operator", config.rate_limits.operator);
+    f.bucket("rate_limits.workspace", config.rate_limits.workspace);
+    f.range("rate_limits.processes", u64::from(config.rate_limits.processes), 1, 1_000);
     f.length("quota.default_plan", &config.quota.default_plan, 64);
     f.range("quota.tokens", config.quota.tokens, 1, i64::MAX as u64);
     if !["minute", "hour", "day", "week", "month"].contains(&config.quota.period.as_str()) {
@@ -206,6 +211,7 @@ mod tests {
         config.telegram.api_url = "ftp://x".to_owned();
         config.telegram.poll_timeout_s = 51;
         config.limits.user.burst = 0;
+        config.rate_limits.processes = 0;
         config.quota.period = "fortnight".to_owned();
         config.log.level = "info,=,".to_owned();
         config.database.url = Secret::new("mysql://root:hunter2@x");
@@ -223,6 +229,7 @@ mod tests {
                 "telegram.api_url",
                 "telegram.poll_timeout_s",
                 "limits.user.burst",
+                "rate_limits.processes",
                 "quota.period",
                 "log.level",
                 "database.url",
