@@ -1,12 +1,16 @@
 //! Language models: asking them, reading their streams, counting their tokens.
 //!
-//! Here live the provider trait, the Ollama adapter and the arithmetic of context windows. Here
-//! never live quotas, prompts of ours or anything that knows Telegram. To add a provider: a file
-//! that implements [`ChatProvider`], with its own decoder and a test against a scripted server.
+//! Here live the traits of providers (chat, embeddings, moderation), their adapters and the arithmetic
+//! of context windows. Here never live quotas, prompts of ours or anything that knows Telegram. To add
+//! a provider: a file that implements [`ChatProvider`], [`EmbeddingProvider`] or
+//! [`ModerationProvider`], with its own decoder and a test against a scripted server.
 
 mod breaker;
 mod context;
+mod embedding;
 mod error;
+mod json_call;
+mod moderation;
 mod ndjson;
 mod ollama;
 
@@ -18,7 +22,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use context::{ContextError, FittedContext, estimate_tokens, fit_context, worst_case_prompt_tokens};
+pub use embedding::EmbeddingProvider;
 pub use error::{LlmError, LlmFailure};
+pub use moderation::{
+    CategoryVerdict, GuardPrompt, LlamaGuard, ModerationCategory, ModerationProvider, ModerationVerdict,
+    OpenAiModeration, OpenAiModerationConfig,
+};
 pub use ollama::{Ollama, OllamaLimits, describe_metrics};
 
 /// Who says a line of a conversation.

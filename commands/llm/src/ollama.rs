@@ -1,3 +1,5 @@
+mod embed;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -341,7 +343,7 @@ async fn beginning(mut response: reqwest::Response, by: Instant) -> String {
 }
 
 /// What a refusal means. The provider's own text stays here: it may repeat the prompt.
-async fn refusal(response: reqwest::Response, by: Instant) -> LlmError {
+pub(crate) async fn refusal(response: reqwest::Response, by: Instant) -> LlmError {
     let status = response.status();
     let retry_after = response
         .headers()
@@ -376,6 +378,7 @@ pub fn describe_metrics() {
         "From the request to the first text"
     );
     describe_counter!("botledger_llm_tokens_total", Unit::Count, "Tokens of prompts and completions");
+    crate::moderation::describe_metrics();
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Stand-ins for the Telegram Bot API and for Ollama: the partners this product cannot have in a
-//! test or on a machine without network.
+//! Stand-ins for the Telegram Bot API, for Ollama and for OpenAI's moderation endpoint: the partners
+//! this product cannot have in a test or on a machine without network.
 //!
 //! They speak the true protocols over HTTP, keep the true rules (tokens, offsets, one poller a bot,
 //! webhook retries, flood limits, NDJSON), fail on demand, and write a log of their own, which is an
@@ -10,12 +10,14 @@
 
 mod feed;
 pub mod methods;
+mod moderation;
 mod ollama;
 mod server;
 mod telegram;
 
 pub use feed::{Fed, FeedConfig, FeedError, feed};
-pub use ollama::{ModelFault, OllamaConfig, OllamaSim, Served};
+pub use moderation::{ModerationConfig, ModerationFault, ModerationSim};
+pub use ollama::{EmbedFault, ModelFault, OllamaConfig, OllamaSim, Served};
 pub use telegram::{
     Behaviour, Delivery, Fault, FaultKind, Limits, LogEntry, Person, SentMessage, SimBot, TelegramConfig,
     TelegramSim, token_of,

@@ -1,4 +1,6 @@
-//! Ollama: `/api/chat` as NDJSON, `/api/tags`, `/api/show`, `/api/version`.
+//! Ollama: `/api/chat` as NDJSON, `/api/embed`, `/api/tags`, `/api/show`, `/api/version`.
+//!
+//! A model whose name begins with `llama-guard` answers as Llama Guard does ([`crate::moderation`]).
 
 use std::{
     collections::VecDeque,
@@ -85,6 +87,33 @@ pub enum ModelFault {
         /// Pieces sent first.
         pieces: usize,
     },
+    /// Another answer than the usual one, and then nothing wrong.
+    Answer {
+        /// All of it.
+        text: String,
+    },
+}
+
+/// What goes wrong with the next embedding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EmbedFault {
+    /// An error answer.
+    Status {
+        /// HTTP status.
+        code: u16,
+        /// `error`.
+        message: String,
+    },
+    /// No answer, the connection ends.
+    Cut,
+    /// Silence for ten minutes.
+    Hang,
+    /// These vectors instead of the true ones.
+    Vectors {
+        /// `embeddings`.
+        embeddings: Value,
+    },
 }
 
 /// A chat that was asked for.
@@ -111,7 +140,9 @@ struct Shared {
 #[derive(Default)]
 struct Inner {
     faults: VecDeque<ModelFault>,
+    embed_faults: VecDeque<EmbedFault>,
     served: Vec<Served>,
+    embedded: Vec<Vec<String>>,
 }
 
 /// A running stand-in for Ollama. Ends when dropped.
@@ -155,6 +186,17 @@ impl OllamaSim {
         self.shared.lock().faults.push_back(fault);
     }
 
+    /// Lets the next embedding that has no fault yet go wrong.
+    pub fn fault_embedding(&self, fault: EmbedFault) {
+        self.shared.lock().embed_faults.push_back(fault);
+    }
+
+    /// The texts of every embedding that was asked for, a list a request.
+    #[must_use]
+    pub fn embedded(&self) -> Vec<Vec<String>> {
+        self.shared.lock().embedded.clone()
+    }
+
     /// Chats get no further until released.
     pub fn hold(&self) {
         self.shared.held.send_replace(true);
@@ -191,8 +233,10 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/api/tags", get(tags))
         .route("/api/show", post(show))
         .route("/api/chat", post(chat))
+        .route("/api/embed", post(embed))
         .route("/_sim/health", get(|| async { Json(json!({"simulated": "ollama"})) }))
         .route("/_sim/faults", post(add_fault))
+        .route("/_sim/embed_faults", post(add_embed_fault))
         .route("/_sim/hold", post(hold))
         .route("/_sim/served", get(served))
         .with_state(shared)
@@ -228,6 +272,11 @@ async fn show(State(shared): Control, Json(asked): Json<Value>) -> Response {
 
 async fn add_fault(State(shared): Control, Json(fault): Json<ModelFault>) -> Json<Value> {
     shared.lock().faults.push_back(fault);
+    Json(json!({}))
+}
+
+async fn add_embed_fault(State(shared): Control, Json(fault): Json<EmbedFault>) -> Json<Value> {
+    shared.lock().embed_faults.push_back(fault);
     Json(json!({}))
 }
 
@@ -287,7 +336,12 @@ async fn chat(State(shared): Control, body: Bytes) -> Response {
     // It fails only when the stand-in is gone.
     let _ = held.wait_for(|held| !held).await;
     let longest = request["options"]["num_predict"].as_u64().map_or(usize::MAX, |most| most as usize);
-    let mut pieces: Vec<String> = answer(&prompt).split_inclusive(' ').map(str::to_owned).collect();
+    let text = match &fault {
+        Some(ModelFault::Answer { text }) => text.clone(),
+        _ if crate::moderation::is_guard(&model) => crate::moderation::guard_answer(&prompt),
+        _ => answer(&prompt),
+    };
+    let mut pieces: Vec<String> = text.split_inclusive(' ').map(str::to_owned).collect();
     let finish = if pieces.len() > longest { "length" } else { "stop" };
     pieces.truncate(longest);
     if request["stream"] == json!(false) {
@@ -317,6 +371,78 @@ async fn chat(State(shared): Control, body: Bytes) -> Response {
         }
     });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
+}
+
+/// Width of a vector.
+const WIDTH: usize = 64;
+
+/// Longest text that fits, bytes: as long as a model with a window of 2,048 tokens would take.
+const LONGEST_EMBEDDED: usize = 8_192;
+
+async fn embed(State(shared): Control, body: Bytes) -> Response {
+    let Ok(request) = serde_json::from_slice::<Value>(&body) else {
+        return failure(StatusCode::BAD_REQUEST, "invalid JSON");
+    };
+    let model = request["model"].as_str().unwrap_or_default().to_owned();
+    if !shared.knows(&model) {
+        return missing(&model);
+    }
+    let texts: Option<Vec<String>> = match &request["input"] {
+        Value::String(text) => Some(vec![text.clone()]),
+        Value::Array(texts) => texts.iter().map(|text| text.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    };
+    let Some(texts) = texts else { return failure(StatusCode::BAD_REQUEST, "invalid input type") };
+    let fault = {
+        let mut inner = shared.lock();
+        inner.embedded.push(texts.clone());
+        inner.embed_faults.pop_front()
+    };
+    let mut embeddings = match fault {
+        Some(EmbedFault::Status { code, message }) => {
+            let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return failure(status, &message);
+        }
+        Some(EmbedFault::Cut) => return cut(),
+        Some(EmbedFault::Hang) => {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            return cut();
+        }
+        Some(EmbedFault::Vectors { embeddings }) => embeddings,
+        None => Value::Null,
+    };
+    if request["truncate"] == json!(false) && texts.iter().any(|text| text.len() > LONGEST_EMBEDDED) {
+        return failure(StatusCode::BAD_REQUEST, "the input length exceeds the context length");
+    }
+    if embeddings.is_null() {
+        embeddings = texts.iter().map(|text| json!(vector(text))).collect();
+    }
+    let read: usize = texts.iter().map(|text| tokens(text)).sum();
+    Json(json!({
+        "model": model, "embeddings": embeddings,
+        "total_duration": 1_000_000, "load_duration": 1_000, "prompt_eval_count": read,
+    }))
+    .into_response()
+}
+
+/// A vector of length 1 that is the nearer to another's the more runs of three letters the texts share:
+/// nearness of spelling in the place of nearness of meaning.
+fn vector(text: &str) -> Vec<f32> {
+    let mut sums = [0f32; WIDTH];
+    let letters: Vec<char> = format!(" {} ", text.to_lowercase()).chars().collect();
+    for run in letters.windows(3) {
+        // FNV-1a: the same on every machine, which the standard library's hasher does not promise.
+        let hash = run.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, letter| {
+            (hash ^ u64::from(u32::from(*letter))).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        sums[(hash >> 8) as usize % WIDTH] += if hash & 1 == 0 { 1.0 } else { -1.0 };
+    }
+    let length = sums.iter().map(|sum| sum * sum).sum::<f32>().sqrt();
+    if length == 0.0 {
+        sums[0] = 1.0;
+        return sums.to_vec();
+    }
+    sums.iter().map(|sum| sum / length).collect()
 }
 
 enum Line {
