@@ -1,7 +1,5 @@
 //! The stand-ins that judge: OpenAI's moderation endpoint, Llama Guard on Ollama, embeddings.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use anyhow::Result;
 use botledger_sim::{
     EmbedFault, ModelFault, ModerationConfig, ModerationFault, ModerationSim, OllamaConfig, OllamaSim,
