@@ -164,9 +164,10 @@ impl ModerationProvider for OpenAiModeration {
 mod tests {
     use super::*;
 
-    fn findings(
-        outcome: serde_json::Value,
-    ) -> Result<(Vec<(&'static str, u16, bool)>, Vec<String>), LlmError> {
+    /// Categories with score and flag, and foreign names.
+    type Found = (Vec<(&'static str, u16, bool)>, Vec<String>);
+
+    fn findings(outcome: serde_json::Value) -> Result<Found, LlmError> {
         let outcome: Outcome = serde_json::from_value(outcome).map_err(|_| LlmError::Malformed)?;
         let findings = outcome.findings()?;
         let categories = findings.categories.iter();
