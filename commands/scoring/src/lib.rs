@@ -10,6 +10,7 @@
 
 pub mod attack;
 pub mod calibrate;
+pub mod content;
 mod cued;
 pub mod features;
 pub mod intent;
@@ -18,5 +19,6 @@ pub mod linear;
 pub mod model_file;
 pub mod normalise;
 pub mod pii;
+pub mod spam;
 
 pub use normalise::{Normalised, Span};
