@@ -212,14 +212,14 @@ fn domestic(chain: &Chain<'_>, first: usize, last: usize, digits: &[u8], lengths
     Some(Form::Plain)
 }
 
-/// 2024-03-17, 17.03.2024, 03/17/24: not to be called, whatever stands beside it.
+/// 2024-03-17, 17.03.2024, 03/17/24, and what goes on from there: not to be called, whatever stands beside it.
 fn looks_like_date(digits: &[u8], lengths: &[usize]) -> bool {
     let value = |range: std::ops::Range<usize>| {
         digits[range].iter().fold(0, |sum, digit| sum * 10 + u32::from(*digit))
     };
     match lengths {
-        [4, 2, 2] => (1900..=2100).contains(&value(0..4)) && value(4..6) <= 12 && value(6..8) <= 31,
-        [2, 2, 4] => value(0..2) <= 31 && value(2..4) <= 31 && (1900..=2100).contains(&value(4..8)),
+        [4, 2, 2, ..] => (1900..=2100).contains(&value(0..4)) && value(4..6) <= 12 && value(6..8) <= 31,
+        [2, 2, 4, ..] => value(0..2) <= 31 && value(2..4) <= 31 && (1900..=2100).contains(&value(4..8)),
         [2, 2, 2] => value(0..2) <= 31 && value(2..4) <= 31 && (value(0..2) <= 12 || value(2..4) <= 12),
         _ => false,
     }

@@ -206,6 +206,10 @@ fn random(folded: &Folded, candidates: &mut Vec<Candidate>) {
             continue;
         }
         let bytes = value(folded, start..at);
+        // Paths of addresses are random by trade; what a query gives a name is a value.
+        if folded.text[bytes.clone()].starts_with("//") {
+            continue;
+        }
         if bytes.len() >= MIN_RANDOM && looks_random(&folded.text[bytes.clone()]) {
             let named = context::weigh(folded, &bytes, PiiKind::Secret, Denial::None).speak_for;
             candidates.push(Candidate {
