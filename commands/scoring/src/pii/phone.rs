@@ -41,6 +41,10 @@ enum Form {
 pub(super) fn propose(chain: &Chain<'_>, candidates: &mut Vec<Candidate>) {
     let mut first = 0;
     while first < chain.groups.len() {
+        if begins_with_date(chain, first) {
+            first += 3;
+            continue;
+        }
         match longest(chain, first) {
             Some((last, candidate)) => {
                 candidates.push(candidate);
@@ -212,14 +216,25 @@ fn domestic(chain: &Chain<'_>, first: usize, last: usize, digits: &[u8], lengths
     Some(Form::Plain)
 }
 
-/// 2024-03-17, 17.03.2024, 03/17/24, and what goes on from there: not to be called, whatever stands beside it.
+/// Whether three groups are a day with a year of four digits: a table of dates is no list of numbers.
+fn begins_with_date(chain: &Chain<'_>, first: usize) -> bool {
+    let Some(groups) = chain.groups.get(first..first + 3) else { return false };
+    let lengths: Vec<usize> = groups.iter().map(ExactSizeIterator::len).collect();
+    let text = chain.folded.text.as_bytes();
+    let plus = groups[0].start > 0 && text[groups[0].start - 1] == b'+';
+    let digits =
+        || groups.iter().flat_map(|group| &text[group.clone()]).map(|byte| byte - b'0').collect::<Vec<_>>();
+    !plus && lengths.contains(&4) && looks_like_date(&digits(), &lengths)
+}
+
+/// 2024-03-17, 17.03.2024, 03/17/24: not to be called, whatever stands beside it.
 fn looks_like_date(digits: &[u8], lengths: &[usize]) -> bool {
     let value = |range: std::ops::Range<usize>| {
         digits[range].iter().fold(0, |sum, digit| sum * 10 + u32::from(*digit))
     };
     match lengths {
-        [4, 2, 2, ..] => (1900..=2100).contains(&value(0..4)) && value(4..6) <= 12 && value(6..8) <= 31,
-        [2, 2, 4, ..] => value(0..2) <= 31 && value(2..4) <= 31 && (1900..=2100).contains(&value(4..8)),
+        [4, 2, 2] => (1900..=2100).contains(&value(0..4)) && value(4..6) <= 12 && value(6..8) <= 31,
+        [2, 2, 4] => value(0..2) <= 31 && value(2..4) <= 31 && (1900..=2100).contains(&value(4..8)),
         [2, 2, 2] => value(0..2) <= 31 && value(2..4) <= 31 && (value(0..2) <= 12 || value(2..4) <= 12),
         _ => false,
     }
