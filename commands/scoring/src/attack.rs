@@ -387,7 +387,7 @@ impl AttackModel {
 
     /// The model as a file.
     #[must_use]
-    pub fn write(&self) -> Vec<u8> {
+    pub fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new(Kind::Attack);
         writer.text(&self.version);
         writer.f32(self.threshold);
@@ -395,11 +395,11 @@ impl AttackModel {
         writer.finish()
     }
 
-    /// Reads what [`AttackModel::write`] wrote.
+    /// Reads what [`AttackModel::to_bytes`] wrote.
     ///
     /// # Errors
     /// [`Damage`] when the file is no attack model of this program's rules.
-    pub fn read(file: &[u8]) -> Result<Self, Damage> {
+    pub fn from_bytes(file: &[u8]) -> Result<Self, Damage> {
         let mut reader = Reader::open_kind(file, Kind::Attack)?;
         let version = reader.text()?;
         let threshold = reader.f32()?;

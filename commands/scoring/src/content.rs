@@ -237,7 +237,7 @@ impl ContentModel {
 
     /// The model as a file.
     #[must_use]
-    pub fn write(&self) -> Vec<u8> {
+    pub fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new(Kind::Category);
         writer.text(&self.version);
         writer.length(self.questions.len());
@@ -249,11 +249,11 @@ impl ContentModel {
         writer.finish()
     }
 
-    /// Reads what [`ContentModel::write`] wrote.
+    /// Reads what [`ContentModel::to_bytes`] wrote.
     ///
     /// # Errors
     /// [`Damage`] when the file is no content model of this program's rules.
-    pub fn read(file: &[u8]) -> Result<Self, Damage> {
+    pub fn from_bytes(file: &[u8]) -> Result<Self, Damage> {
         let mut reader = Reader::open_kind(file, Kind::Category)?;
         let version = reader.text()?;
         let mut questions = Vec::new();

@@ -21,4 +21,5 @@ pub mod normalise;
 pub mod pii;
 pub mod spam;
 
+pub use detectors::{Analysis, Detectors};
 pub use normalise::{Normalised, Span};

@@ -414,7 +414,7 @@ impl SpamModel {
 
     /// The model as a file.
     #[must_use]
-    pub fn write(&self) -> Vec<u8> {
+    pub fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new(Kind::Spam);
         writer.text(&self.version);
         writer.f32(self.threshold);
@@ -422,11 +422,11 @@ impl SpamModel {
         writer.finish()
     }
 
-    /// Reads what [`SpamModel::write`] wrote.
+    /// Reads what [`SpamModel::to_bytes`] wrote.
     ///
     /// # Errors
     /// [`Damage`] when the file is no spam model of this program's rules.
-    pub fn read(file: &[u8]) -> Result<Self, Damage> {
+    pub fn from_bytes(file: &[u8]) -> Result<Self, Damage> {
         let mut reader = Reader::open_kind(file, Kind::Spam)?;
         let version = reader.text()?;
         let threshold = reader.f32()?;
