@@ -154,7 +154,7 @@ impl Local {
         let _one_at_a_time = self.deciding.lock().unwrap_or_else(PoisonError::into_inner);
         let counted = self.calls.get(&keys.call);
         for (subject, rule) in keys.subjects.iter().zip(rules) {
-            let Some(mut bucket) = self.buckets.get(&subject.bucket) else { continue };
+            let mut bucket = self.buckets.get(&subject.bucket).unwrap_or_default();
             bucket.calls.remove(&id);
             // Redis tells its own levels with the next answer.
             if let (Some(limit), Some(Counted::Tokens(before)), true) = (rule.tokens, counted, away) {

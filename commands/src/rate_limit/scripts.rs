@@ -52,12 +52,6 @@ local function level(bucket, used, name, at, rate)
     return math.max(0, (tonumber(used) or 0) - math.max(0, now - at) * rate)
 end
 
-local function live_for(key, milliseconds)
-    if redis.call('PTTL', key) < milliseconds then
-        redis.call('PEXPIRE', key, whole(milliseconds))
-    end
-end
-
 local function lease(key, id, length)
     redis.call('ZADD', key, whole(now + length), id)
     redis.call('PEXPIRE', key, whole(length / 1000 + 1000))
@@ -115,17 +109,19 @@ end
 for i = 1, (#KEYS - 1) / 2 do
     local bucket, calls, at = KEYS[2 * i], KEYS[2 * i + 1], 5 * i
     local r_rate, t_rate, parallel = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
-    if r_rate > 0 and one > 0 then
-        local r = answer[4 * i] + ONE
-        answer[4 * i] = r
-        redis.call('HSET', bucket, 'r', whole(r), 'ra', whole(now))
-        live_for(bucket, math.ceil(r / r_rate / 1000) + 1000)
-    end
-    if t_rate > 0 and more > 0 then
-        local t = answer[4 * i + 1] + more * ONE
-        answer[4 * i + 1] = t
-        redis.call('HSET', bucket, 't', whole(t), 'ta', whole(now))
-        live_for(bucket, math.ceil(t / t_rate / 1000) + 1000)
+    if r_rate > 0 then answer[4 * i] = answer[4 * i] + one * ONE end
+    if t_rate > 0 then answer[4 * i + 1] = answer[4 * i + 1] + more * ONE end
+    local r, t, at_now = answer[4 * i], answer[4 * i + 1], whole(now)
+    local rest = math.max(r_rate > 0 and r / r_rate or 0, t_rate > 0 and t / t_rate or 0)
+    if one + more > 0 and rest > 0 then
+        if t_rate == 0 then
+            redis.call('HSET', bucket, 'r', whole(r), 'ra', at_now)
+        elseif r_rate == 0 then
+            redis.call('HSET', bucket, 't', whole(t), 'ta', at_now)
+        else
+            redis.call('HSET', bucket, 'r', whole(r), 'ra', at_now, 't', whole(t), 'ta', at_now)
+        end
+        redis.call('PEXPIRE', bucket, whole(math.ceil(rest / 1000) + 1000))
     end
     if parallel > 0 and stays then
         lease(calls, id, length)
@@ -157,7 +153,11 @@ for i = 1, (#KEYS - 1) / 2 do
         local held = ask('HMGET', bucket, 't', 'ta')
         local t = math.max(0, level(bucket, held[1], 'ta', held[2], rate) + (tokens - tonumber(counted)) * ONE)
         redis.call('HSET', bucket, 't', whole(t), 'ta', whole(now))
-        live_for(bucket, math.ceil(t / rate / 1000) + 1000)
+        -- Requests may have to be remembered for longer.
+        local rest = math.ceil(t / rate / 1000) + 1000
+        if redis.call('PTTL', bucket) < rest then
+            redis.call('PEXPIRE', bucket, whole(rest))
+        end
     end
     ask('ZREM', KEYS[2 * i + 1], id)
 end

@@ -4,6 +4,7 @@
 //! that slows down slows both. To add a measurement: a file with a function that gives [`Row`]s.
 
 mod append;
+mod limits;
 mod rebuild;
 mod turns;
 
@@ -49,8 +50,8 @@ async fn main() -> Result<()> {
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => effort = Effort { round: Duration::from_secs(1), rounds: 1 },
-            "append" | "turns" | "rebuild" => parts.push(argument),
-            other => bail!("{other} is not known: ops/bench [--quick] [append|turns|rebuild ...]"),
+            "append" | "limits" | "turns" | "rebuild" => parts.push(argument),
+            other => bail!("{other} is not known: ops/bench [--quick] [append|limits|turns|rebuild ...]"),
         }
     }
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
@@ -60,6 +61,9 @@ async fn main() -> Result<()> {
     let mut rows = Vec::new();
     if wanted("append") {
         rows.extend(append::rows(&pool, &url, effort).await?);
+    }
+    if wanted("limits") {
+        rows.extend(limits::rows(effort).await?);
     }
     if wanted("turns") {
         rows.extend(turns::rows(&pool, &url, effort).await?);
