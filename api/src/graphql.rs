@@ -6,6 +6,7 @@ mod conversation;
 pub(crate) mod edges;
 pub(crate) mod error;
 mod event;
+mod moderation;
 mod node;
 mod operator;
 mod page;
@@ -51,6 +52,7 @@ pub(crate) struct Query(
     bot::BotQuery,
     conversation::ConversationQuery,
     event::EventQuery,
+    moderation::ModerationQuery,
     node::NodeQuery,
     operator::OperatorQuery,
     person::PersonQuery,
@@ -69,6 +71,7 @@ pub(crate) struct Mutation(
     access_list::AccessListMutation,
     bot::BotMutation,
     conversation::ConversationMutation,
+    moderation::ModerationMutation,
     operator::OperatorMutation,
     person::PersonMutation,
     platform::PlatformMutation,
@@ -80,7 +83,11 @@ pub(crate) struct Mutation(
 );
 
 #[derive(MergedSubscription, Default)]
-pub(crate) struct Subscription(event::EventSubscription, turn::TurnSubscription);
+pub(crate) struct Subscription(
+    event::EventSubscription,
+    standing::StandingSubscription,
+    turn::TurnSubscription,
+);
 
 pub(crate) type ApiSchema = Schema<Query, Mutation, Subscription>;
 

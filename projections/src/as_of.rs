@@ -5,8 +5,12 @@
 use std::sync::Arc;
 
 use botledger_domain::{
-    BotId, Decide, Position, SubjectId, TurnId, WorkspaceId, access_list::access_list_stream,
-    quota_stream, rate_limit::{RateSubject, rate_override_stream}, standing::Standing, standing_stream,
+    BotId, Decide, Position, SubjectId, TurnId, WorkspaceId,
+    access_list::access_list_stream,
+    quota_stream,
+    rate_limit::{RateSubject, rate_override_stream},
+    standing::Standing,
+    standing_stream,
 };
 use chrono::{DateTime, Utc};
 use sqlx::{PgPool, PgTransaction};
@@ -14,8 +18,8 @@ use uuid::Uuid;
 
 use crate::{
     AccessEntryRow, AccessListRow, AccessListsProjection, BotRow, BotsProjection, EventFilter, LogReader,
-    Page, Projection, ProjectionError, QuotaRow, QuotasProjection, RateOverrideRow,
-    RateOverridesProjection, StandingRow, StandingsProjection, TurnRow, TurnsProjection,
+    Page, Projection, ProjectionError, QuotaRow, QuotasProjection, RateOverrideRow, RateOverridesProjection,
+    StandingRow, StandingsProjection, TurnRow, TurnsProjection,
     access_lists::access_entries_in,
     fold::{Rows, Table},
     runner,

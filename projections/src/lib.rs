@@ -27,10 +27,12 @@ mod usage;
 use std::sync::Arc;
 
 pub use access_lists::{
-    AccessEntryFilter, AccessEntryRow, AccessListRow, AccessListsProjection, access_entries_page,
-    access_list,
+    AccessEntryFilter, AccessEntryRow, AccessListRow, AccessListsProjection, access_entries_page, access_list,
 };
-pub use as_of::{access_list_as_of, bot_as_of, quota_as_of, rate_override_as_of, standing_as_of, standing_state_as_of, turn_as_of};
+pub use as_of::{
+    access_list_as_of, bot_as_of, quota_as_of, rate_override_as_of, standing_as_of, standing_state_as_of,
+    turn_as_of,
+};
 pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
 pub use conversations::{
     ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation,
@@ -52,7 +54,9 @@ pub use runner::{
     statuses, wait_for,
 };
 pub use select::Page;
-pub use standings::{StandingFilter, StandingRow, StandingsProjection, standing, standings_page};
+pub use standings::{
+    StandingFilter, StandingRow, StandingsProjection, standing, standing_by_id, standings_page,
+};
 pub use tail::{Tail, TailError};
 pub use turns::{
     OpenTurn, StrandedTurn, TurnFilter, TurnRow, TurnsProjection, open_turns, stranded_turns, turn,

@@ -5,7 +5,7 @@ use botledger_domain::{
     RecordedEvent,
     standing::{BlockCause, Standing, StandingEvent, case_of, ladder::LadderState},
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -301,7 +301,7 @@ impl<'a> Verdict<'a> {
         let waiting = case.status != "decided" && case.until.is_none_or(|until| self.at < until);
         let decision = if case.kind == "appeal" { self.appeal } else { self.block };
         let status = match (self.undoes, decision) {
-            (Some(decided_at), _) if case.status == "decided" && case.decided_at == Some(decided_at) => {
+            (Some(decision), _) if case.status == "decided" && is_moment(case.decided_at, decision) => {
                 "undone"
             }
             (None, Some(decision)) if waiting => {
@@ -315,6 +315,11 @@ impl<'a> Verdict<'a> {
         case.reason = self.reason.map(str::to_owned);
         case.updated_position = position;
     }
+}
+
+/// Whether a stored moment is that of an event: the database rounds to whole microseconds.
+fn is_moment(stored: Option<DateTime<Utc>>, of_event: DateTime<Utc>) -> bool {
+    stored.is_some_and(|stored| (stored - of_event).abs() <= TimeDelta::microseconds(1))
 }
 
 /// Which scorings; everything given must hold.

@@ -243,10 +243,15 @@ pub async fn standing(
     bot: BotId,
     subject: SubjectId,
 ) -> Result<Option<StandingRow>, sqlx::Error> {
-    sqlx::query_as("SELECT * FROM standings WHERE standing_id = $1")
-        .bind(standing_stream(bot, subject))
-        .fetch_optional(pool)
-        .await
+    standing_by_id(pool, standing_stream(bot, subject)).await
+}
+
+/// The same by the id of its stream.
+///
+/// # Errors
+/// When the database fails.
+pub async fn standing_by_id(pool: &PgPool, id: Uuid) -> Result<Option<StandingRow>, sqlx::Error> {
+    sqlx::query_as("SELECT * FROM standings WHERE standing_id = $1").bind(id).fetch_optional(pool).await
 }
 
 /// Which standings; all as of their last events.

@@ -148,6 +148,13 @@ impl UserError {
     }
 }
 
+/// A failure of one thing among many.
+impl From<ApiError> for UserError {
+    fn from(error: ApiError) -> Self {
+        Self::new(error.code, error.message)
+    }
+}
+
 /// A use case's answer: done, or refused in a way that is data. Refused and forbidden admin calls are
 /// noted in the audit table.
 pub(crate) async fn outcome<T, E: DomainError>(

@@ -73,18 +73,20 @@ pub(crate) enum NodeKind {
     Person,
     Quota,
     Standing,
+    Case,
     Operator,
     Workspace,
 }
 
 impl NodeKind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Bot,
         Self::Turn,
         Self::Conversation,
         Self::Person,
         Self::Quota,
         Self::Standing,
+        Self::Case,
         Self::Operator,
         Self::Workspace,
     ];
@@ -97,6 +99,7 @@ impl NodeKind {
             Self::Person => "person",
             Self::Quota => "quota",
             Self::Standing => "standing",
+            Self::Case => "case",
             Self::Operator => "operator",
             Self::Workspace => "workspace",
         }

@@ -218,7 +218,7 @@ impl Turn {
     }
 }
 
-async fn open(scope: &Scope<'_>, body: Option<uuid::Uuid>) -> ApiResult<Option<String>> {
+pub(super) async fn open(scope: &Scope<'_>, body: Option<uuid::Uuid>) -> ApiResult<Option<String>> {
     let Some(body) = body else { return Ok(None) };
     let content = scope.services.app.turns.open_body(BodyId(body)).await.map_err(ApiError::unavailable)?;
     Ok(content.and_then(|content| match content {

@@ -2,9 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use botledger_domain::operator::{
-    Permission::{self, *},
-    Role,
+use botledger_commands::Caller;
+use botledger_domain::{
+    Reason,
+    operator::{
+        Permission::{self, *},
+        Role,
+    },
 };
 use reqwest::header;
 use serde_json::{Value, json};
@@ -12,14 +16,14 @@ use sqlx::PgPool;
 
 use crate::{
     http::INTROSPECTION,
-    support::{Platform, code_of},
+    support::{Platform, code_of, system},
 };
 
 /// Root fields that anybody may ask for: how else to get in.
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 61] = [
+const NEEDS: [(&str, Permission); 68] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -39,6 +43,9 @@ const NEEDS: [(&str, Permission); 61] = [
     ("eventRecorded", ReadLedger),
     ("node", ReadOperations),
     ("nodes", ReadOperations),
+    ("moderationQueue", ReadOperations),
+    ("moderationCase", ReadOperations),
+    ("moderationDecide", Moderate),
     ("me", ReadSelf),
     ("operator", ReadLedger),
     ("operators", ReadLedger),
@@ -60,6 +67,10 @@ const NEEDS: [(&str, Permission); 61] = [
     ("standings", ReadOperations),
     ("standingBlock", Moderate),
     ("standingUnblock", Moderate),
+    ("standingAppealGrant", Moderate),
+    ("standingAppealDeny", Moderate),
+    ("standingUndo", Moderate),
+    ("standingChanged", ReadOperations),
     ("turn", ReadOperations),
     ("turns", ReadOperations),
     ("turnFail", ManageBots),
@@ -87,7 +98,7 @@ const NEEDS: [(&str, Permission); 61] = [
 const ONE_OF: [&str; 1] = ["AccessTargetInput"];
 
 /// Fields below the root that need `ReadPersonal`, with a query that gets there.
-const PERSONAL: [(&str, &str); 5] = [
+const PERSONAL: [(&str, &str); 6] = [
     ("Person.profile", "query q($id: ID!) { turn(id: $id) { person { profile { firstName } } } }"),
     ("Turn.prompt", "query q($id: ID!) { turn(id: $id) { prompt } }"),
     ("Turn.reply", "query q($id: ID!) { turn(id: $id) { reply } }"),
@@ -95,6 +106,7 @@ const PERSONAL: [(&str, &str); 5] = [
         "Conversation.exchanges",
         "{ conversations(first: 5) { edges { node { exchanges(first: 5) { edges { cursor } } } } } }",
     ),
+    ("ModerationCase.appealText", "{ moderationQueue { edges { node { appealText } } } }"),
     ("ChatSession.title", "{ conversations { edges { node { sessions { title } } } } }"),
 ];
 
@@ -117,7 +129,19 @@ const PLAIN: &str = "
     RateLimitState.limit RateLimitState.perMinute RateLimitState.remaining
     RateOverride.name RateOverride.reason
     SessionTokens.accessToken SessionTokens.login SessionTokens.refreshToken
-    Standing.reason
+    Evidence.detector Evidence.rule
+    LadderThresholds.tempBlockMilli LadderThresholds.throttleExitMilli LadderThresholds.throttleMilli
+    LadderThresholds.warnExitMilli LadderThresholds.warnMilli
+    ModerationCase.reason ModerationCase.scoreMilli
+    ScoredOffence.intent ScoredOffence.pointsMilli
+    Scoring.driftAfterMilli Scoring.driftBeforeMilli Scoring.modelVersion Scoring.pointsMilli
+    Scoring.violationAfterMilli Scoring.violationBeforeMilli
+    Standing.driftMilli Standing.modelVersion Standing.reason Standing.scoreMilli Standing.tempBlocks
+    Standing.trialScoreMilli Standing.violationMilli Standing.warnings
+    StandingChange.eventType
+    StandingContribution.liveMilli StandingContribution.modelVersion
+    StandingExplanation.driftMilli StandingExplanation.modelVersion StandingExplanation.reason
+    StandingExplanation.scoreMilli StandingExplanation.violationMilli
     Turn.command Turn.completionTokens Turn.failure Turn.finish Turn.latencyMs Turn.messageIds
     Turn.model Turn.promptTokens Turn.provider Turn.refusal Turn.refusalKind Turn.reservedTokens
     Turn.updateId
@@ -129,7 +153,7 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 27] = [
+const REACHED: [(&str, &str); 37] = [
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
     ("Bot", "manage_bots moderate read_operations"),
@@ -137,6 +161,10 @@ const REACHED: [(&str, &str); 27] = [
     ("ChatSession", "moderate read_operations"),
     ("Conversation", "moderate read_operations"),
     ("Event", "read_ledger"),
+    ("Evidence", "moderate read_operations"),
+    ("LadderThresholds", "moderate read_operations"),
+    ("ModerationCase", "moderate read_operations"),
+    ("ModerationOutcome", "moderate"),
     // Of read_operations only where it is read_ledger as well: `node` looks itself.
     ("Operator", "manage_operators read_ledger read_operations read_self"),
     ("ParallelAnswers", "manage_bots moderate read_operations"),
@@ -150,10 +178,16 @@ const REACHED: [(&str, &str); 27] = [
     ("RateLimitState", "read_operations"),
     ("RateLimits", "manage_bots moderate read_operations"),
     ("RateOverride", "manage_quotas read_operations"),
+    ("ScoredOffence", "moderate read_operations"),
+    ("Scoring", "moderate read_operations"),
     ("SessionTokens", "nothing"),
     ("Standing", "moderate read_operations"),
+    ("StandingChange", "read_operations"),
+    ("StandingContribution", "moderate read_operations"),
+    ("StandingExplanation", "moderate read_operations"),
+    ("TextSpan", "moderate read_operations"),
     ("TokenRates", "manage_bots moderate read_operations"),
-    ("Turn", "manage_bots read_operations"),
+    ("Turn", "manage_bots moderate read_operations"),
     ("TurnChange", "read_operations"),
     ("Usage", "read_usage"),
     ("UserError", "manage_bots manage_operators manage_policies manage_quotas moderate nothing"),
@@ -290,7 +324,10 @@ async fn every_root_field_is_public_by_decision_or_asks_for_a_permission(pool: P
     let platform = Platform::open(pool).await;
     let tenant = platform.tenant("one").await;
     let bot = platform.bot(&tenant, 1).await;
-    platform.talk(bot, 10, 77, "hello").await;
+    let turn = platform.talk(bot, 10, 77, "hello").await;
+    // Something has to be told by every subscription.
+    let (person, spam) = (platform.person_of(turn).await, Reason::parse("spam").unwrap());
+    platform.app.standings.block(&system(), bot.0, person, spam, None).await.unwrap();
     platform.settle().await;
     let schema = schema(&platform, &tenant.token).await;
     let needs: BTreeMap<&str, Permission> = NEEDS.into_iter().collect();
@@ -392,6 +429,10 @@ async fn personal_text_is_for_those_who_talk_to_people(pool: PgPool) {
     let tenant = platform.tenant("one").await;
     let bot = platform.bot(&tenant, 1).await;
     let turn = platform.talk(bot, 10, 77, "a private matter").await;
+    let (person, standings) = (platform.person_of(turn).await, &platform.app.standings);
+    standings.block(&system(), bot.0, person, Reason::parse("spam").unwrap(), None).await.unwrap();
+    let caller = Caller::subject(person, turn);
+    standings.file_appeal(&caller, bot.0, person, turn, "a private matter").await.unwrap();
     platform.settle().await;
     let id = format!("turn:{turn}");
     let query = "query q($id: ID!) {

@@ -6,6 +6,7 @@
 mod access;
 mod access_lists;
 mod http;
+mod moderation;
 mod mutations;
 mod past;
 mod queries;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use botledger_commands::Decision;
+use botledger_commands::{Caller, Decision};
 use botledger_domain::TurnId;
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -18,8 +18,17 @@ use sqlx::PgPool;
 use crate::support::{Platform, Tenant};
 
 /// Every list with a cursor.
-const LISTS: [&str; 8] =
-    ["bots", "conversations", "events", "operators", "people", "quotas", "standings", "turns"];
+const LISTS: [&str; 9] = [
+    "bots",
+    "conversations",
+    "events",
+    "moderationQueue",
+    "operators",
+    "people",
+    "quotas",
+    "standings",
+    "turns",
+];
 
 fn nodes(connection: &Value) -> Vec<Value> {
     connection["edges"].as_array().unwrap().iter().map(|edge| edge["node"].clone()).collect()
@@ -40,6 +49,8 @@ async fn busy(platform: &Platform) -> (Tenant, Vec<TurnId>) {
         let block =
             "mutation m($i: StandingBlockInput!) { standingBlock(input: $i) { userErrors { code } } }";
         platform.data(&tenant.token, block, json!({"i": input})).await;
+        let caller = Caller::subject(person, turns[1]);
+        platform.app.standings.file_appeal(&caller, bot.0, person, turns[1], "why?").await.unwrap();
     }
     let refused = platform.message(bots[0], 201, 72, "blocked").await;
     assert!(matches!(platform.admit(bots[0].1, refused).await, Decision::Refused { .. }));

@@ -16,7 +16,7 @@ const TURNS: &str = "subscription s($after: Position, $bot: ID) {
     turnChanged(after: $after, botId: $bot) { position eventType turn { id phase } } }";
 
 /// Data of a subscription, as it comes over server-sent events.
-async fn stream(
+pub(crate) async fn stream(
     platform: &Platform,
     token: &str,
     query: &str,
@@ -43,7 +43,7 @@ async fn stream(
     Box::pin(answers.take_until(Box::pin(tokio::time::sleep(Duration::from_secs(60)))))
 }
 
-async fn over_socket(socket: &mut Socket) -> Value {
+pub(crate) async fn over_socket(socket: &mut Socket) -> Value {
     loop {
         let message = socket.next().await;
         if message["type"] == "next" {

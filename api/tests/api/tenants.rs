@@ -1,5 +1,6 @@
 //! Two workspaces on one platform know nothing of each other.
 
+use botledger_commands::Caller;
 use botledger_domain::{WorkspaceId, operator::Role};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -29,17 +30,21 @@ async fn nothing_of_another_workspace_is_shown_or_can_be_changed(pool: PgPool) {
     platform
         .data(&theirs.token, block, json!({"i": {"botId": bot, "personId": person, "reason": "spam"}}))
         .await;
+    let appeal = Caller::subject(their_person, their_open);
+    platform.app.standings.file_appeal(&appeal, their_bot.0, their_person, their_open, "why?").await.unwrap();
     platform.settle().await;
 
     let lists = "{ bots { edges { node { id } } } turns { totalCount edges { node { id } } } people { edges { node { id } } }
         conversations { edges { node { id } } } operators { edges { node { id } } } quotas { edges { node { id } } }
-        standings { edges { node { id } } } workspace { id }
+        standings { edges { node { id } } } moderationQueue { edges { node { id } } } workspace { id }
         usage(grain: DAY, from: \"2020-01-01T00:00:00Z\", until: \"2099-01-01T00:00:00Z\") { botId } }";
     let own = platform.data(&ours.token, lists, json!({})).await;
     let foreign = platform.data(&theirs.token, lists, json!({})).await;
     assert_eq!(own["turns"]["totalCount"], "1");
     let mut strange = vec![foreign["workspace"]["id"].as_str().unwrap().to_owned()];
-    for list in ["bots", "turns", "people", "conversations", "operators", "quotas", "standings"] {
+    for list in
+        ["bots", "turns", "people", "conversations", "operators", "quotas", "standings", "moderationQueue"]
+    {
         let (own, foreign) = (ids(&own, list), ids(&foreign, list));
         assert!(!foreign.is_empty() && own.iter().all(|id| !foreign.contains(id)), "{list}");
         strange.extend(foreign);
@@ -49,15 +54,16 @@ async fn nothing_of_another_workspace_is_shown_or_can_be_changed(pool: PgPool) {
 
     let conversation = ids(&foreign, "conversations").remove(0);
     let operator = format!("operator:{}", theirs.owner);
-    let one = "query q($bot: ID!, $turn: ID!, $person: ID!, $conversation: ID!, $operator: ID!, $ids: [ID!]!, $asOf: AsOf) {
+    let case = ids(&foreign, "moderationQueue").remove(0);
+    let one = "query q($bot: ID!, $turn: ID!, $person: ID!, $conversation: ID!, $operator: ID!, $case: ID!, $ids: [ID!]!, $asOf: AsOf) {
         bot(id: $bot) { id } then: bot(id: $bot, asOf: $asOf) { id } turn(id: $turn) { id } thenTurn: turn(id: $turn, asOf: $asOf) { id }
         person(id: $person) { id } conversation(id: $conversation) { id } operator(id: $operator) { id }
         quota(personId: $person) { id } thenQuota: quota(personId: $person, asOf: $asOf) { id }
         standing(botId: $bot, personId: $person) { id } thenStanding: standing(botId: $bot, personId: $person, asOf: $asOf) { id }
-        nodes(ids: $ids) { id } }";
+        moderationCase(id: $case) { id } nodes(ids: $ids) { id } }";
     let head = platform.head().await.to_string();
     let variables = json!({"bot": bot, "turn": format!("turn:{their_turn}"), "person": person, "conversation": conversation,
-        "operator": operator, "ids": strange, "asOf": {"position": head}});
+        "operator": operator, "case": case, "ids": strange, "asOf": {"position": head}});
     let found = platform.data(&ours.token, one, variables).await;
     for (field, value) in found.as_object().unwrap() {
         let nothing =
@@ -89,6 +95,13 @@ async fn nothing_of_another_workspace_is_shown_or_can_be_changed(pool: PgPool) {
         ("turnFail", "TurnFail", json!({"turnId": format!("turn:{their_open}"), "reason": "x"})),
         ("standingBlock", "StandingBlock", json!({"botId": bot, "personId": person, "reason": "x"})),
         ("standingUnblock", "StandingUnblock", json!({"botId": bot, "personId": person, "reason": "x"})),
+        ("standingAppealGrant", "StandingAppealGrant", json!({"botId": bot, "personId": person})),
+        (
+            "standingAppealDeny",
+            "StandingAppealDeny",
+            json!({"botId": bot, "personId": person, "reason": "x"}),
+        ),
+        ("standingUndo", "StandingUndo", json!({"botId": bot, "personId": person, "reason": "x"})),
         ("personChooseLanguage", "PersonChooseLanguage", json!({"personId": person, "language": "RU"})),
         ("quotaAssignPlan", "QuotaAssignPlan", json!({"personId": person, "plan": "free"})),
         ("conversationOpenSession", "Conversation", json!({"conversationId": conversation})),

@@ -449,6 +449,7 @@ impl Desk {
                     context_epoch: 0,
                     provider: "ollama".to_owned(),
                     model,
+                    notices: Vec::new(),
                 })
             }
             2 => TurnCommand::Refuse {
