@@ -199,6 +199,7 @@ fn telephones_are_found_whole() {
         "order 2125551234",
         "call me on 2024-03-17",
         "phone 1996 10 09 22 23",
+        "calling 127.0.0.1 and 0.0.0.0",
         "phone costs 125 000 rub",
         "телефон стоит 125000 рублей",
         "мобильный за $1234567",
@@ -362,6 +363,8 @@ fn secrets_are_found_by_their_form_or_by_their_name() {
         ("мой пароль qwerty123 подойдёт?", "qwerty123"),
         ("пароль от вайфая: котик2020", "котик2020"),
         ("{\"password\": \"s3cr3t-pa55\"}", "s3cr3t-pa55"),
+        ("password = 'f(x)=42'", "f(x)=42"),
+        ("api key: 61da021b-7b23-808e-ad92-bce90874dfed", "61da021b-7b23-808e-ad92-bce90874dfed"),
         ("https://example.com/docs?token=abc123def456ghi789", "abc123def456ghi789"),
     ] {
         assert_seen(text, K::Secret, value);
@@ -372,6 +375,11 @@ fn secrets_are_found_by_their_form_or_by_their_name() {
     assert_seen(cut, K::Secret, cut);
     for text in [
         "password: required",
+        "fn hash(&self, password: &str) -> Result",
+        "let tokens = call.tokens.min(u64::from(MOST2)) * 10",
+        "\"password\": os.environ[\"PASSWORD_2\"]",
+        "postgres://app:…@db.example.org/app",
+        "the keys of 61da021b-7b23-808e-ad92-bce90874dfed",
         "Password must be at least 8 characters",
         "forgot my password, please reset it",
         "my secret: I love you",

@@ -223,7 +223,9 @@ fn urls(folded: &Folded, candidates: &mut Vec<Candidate>) {
         let authority = found.as_str().split_once("://").map_or("", |(_, rest)| rest);
         let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
         let Some((user, host)) = authority.rsplit_once('@') else { continue };
-        if user.split_once(':').is_some_and(|(_, password)| !password.is_empty()) && !host.is_empty() {
+        if user.split_once(':').is_some_and(|(_, password)| password.contains(char::is_alphanumeric))
+            && !host.is_empty()
+        {
             let end = found.start() + without_sentence(found.as_str()).len();
             candidates.push(Candidate::certain(found.start()..end, PiiKind::Url));
         }

@@ -1,7 +1,7 @@
 //! Telephone numbers. With a `+` the country's numbering plan decides; without one Russian and North
 //! American forms stand for themselves and everything else needs a word beside it.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, sync::LazyLock};
+use std::{collections::BTreeMap, net::Ipv4Addr, ops::RangeInclusive, sync::LazyLock};
 
 use super::{
     Candidate, FIRM, PiiKind,
@@ -206,6 +206,7 @@ fn domestic(chain: &Chain<'_>, first: usize, last: usize, digits: &[u8], lengths
     if first > 0 && joined(chain.gap(first - 1))
         || last + 1 < chain.groups.len() && joined(chain.gap(last))
         || solid && digits.len() < 7
+        || chain.folded.text[chain.groups[first].start..chain.groups[last].end].parse::<Ipv4Addr>().is_ok()
     {
         return None;
     }

@@ -159,7 +159,8 @@ fn assigned(folded: &Folded, candidates: &mut Vec<Candidate>) {
                 letters > 0 && digits > 0
             };
         let issued = signed && text.len() >= 12 && digits >= 2 && letters >= 2 && distinct(text) >= 8;
-        if (chosen || issued) && !is_address(text) {
+        let quoted = between.ends_with(['"', '\'', '`']);
+        if (chosen || issued) && !is_address(text) && (quoted || !is_code(text)) {
             taken_to = bytes.end;
             candidates.push(Candidate {
                 bytes,
@@ -185,6 +186,13 @@ fn is_address(text: &str) -> bool {
         || text.starts_with("{{")
 }
 
+/// What a program has in a value's place: a call, an index, a type, a path.
+fn is_code(text: &str) -> bool {
+    text.contains(['(', ')', '[', ']', '{', '}'])
+        || text.contains("::")
+        || text.strip_prefix(['&', '$', ':']).is_some_and(|rest| rest.chars().all(|letter| is_word(letter)))
+}
+
 /// Different characters in a text.
 fn distinct(text: &str) -> usize {
     let mut seen: Vec<char> = text.chars().collect();
@@ -206,8 +214,10 @@ fn random(folded: &Folded, candidates: &mut Vec<Candidate>) {
             continue;
         }
         let bytes = value(folded, start..at);
-        // Paths of addresses are random by trade; what a query gives a name is a value.
-        if folded.text[bytes.clone()].starts_with("//") {
+        // Paths of addresses are random by trade; what a query gives a name is a value. Identifiers are
+        // random and no secret, unless they are said to be one.
+        let text = &folded.text[bytes.clone()];
+        if text.starts_with("//") || ends_with_uuid(text) {
             continue;
         }
         if bytes.len() >= MIN_RANDOM && looks_random(&folded.text[bytes.clone()]) {
@@ -221,6 +231,15 @@ fn random(folded: &Folded, candidates: &mut Vec<Candidate>) {
             });
         }
     }
+}
+
+/// Whether a text ends with 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12.
+fn ends_with_uuid(text: &str) -> bool {
+    let Some(tail) = text.len().checked_sub(36).and_then(|at| text.get(at..)) else { return false };
+    tail.bytes().enumerate().all(|(place, byte)| match place {
+        8 | 13 | 18 | 23 => byte == b'-',
+        _ => byte.is_ascii_hexdigit(),
+    })
 }
 
 /// The value of `NAME=value`, without the sentence's signs.
