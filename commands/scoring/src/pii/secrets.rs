@@ -190,7 +190,7 @@ fn is_address(text: &str) -> bool {
 fn is_code(text: &str) -> bool {
     text.contains(['(', ')', '[', ']', '{', '}'])
         || text.contains("::")
-        || text.strip_prefix(['&', '$', ':']).is_some_and(|rest| rest.chars().all(|letter| is_word(letter)))
+        || text.strip_prefix(['&', '$', ':']).is_some_and(|rest| rest.chars().all(is_word))
 }
 
 /// Different characters in a text.
