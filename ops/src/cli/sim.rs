@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use botledger_local::progress::{Progress, say};
 use botledger_local::up::Signals;
 use botledger_sim::{
-    FeedConfig, OllamaConfig, OllamaSim, Person, SentMessage, TelegramConfig, TelegramSim, feed,
+    FeedConfig, ModerationConfig, ModerationSim, OllamaConfig, OllamaSim, Person, SentMessage,
+    TelegramConfig, TelegramSim, feed,
 };
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -51,6 +52,9 @@ pub struct Serve {
     /// `host:port` of the model server
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:11434")]
     pub ollama: String,
+    /// `host:port` of a moderation endpoint as OpenAI's; none by default
+    #[arg(long, value_name = "ADDRESS")]
+    pub moderation: Option<String>,
     /// Also append the log of the Bot API to this file, one JSON object a line
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -86,9 +90,22 @@ impl Serve {
             .await
             .with_context(|| format!("the stand-in for Ollama cannot run on {}", self.ollama))?;
         say(format!("SIMULATED Telegram on {}, SIMULATED Ollama on {}", telegram.url(), ollama.url()));
+        let moderation = async {
+            let Some(listen) = self.moderation else { return std::future::pending().await };
+            let sim = ModerationSim::start(ModerationConfig {
+                listen: listen.clone(),
+                ..ModerationConfig::default()
+            })
+            .await
+            .with_context(|| format!("the stand-in for a moderation endpoint cannot run on {listen}"))?;
+            say(format!("SIMULATED moderation endpoint on {}", sim.url()));
+            sim.run().await;
+            anyhow::Ok(())
+        };
         tokio::select! {
             () = telegram.run() => {}
             () = ollama.run() => {}
+            ended = moderation => ended?,
             _ = signals.next() => {}
         }
         Ok(0)
