@@ -82,7 +82,7 @@ fn longest(chain: &Chain<'_>, first: usize) -> Option<(usize, Candidate)> {
         if digits.len() + group.len() > MAX_DIGITS {
             break;
         }
-        // A second `+` begins a second number.
+        // A slash parts two numbers.
         if last > first && chain.gap(last - 1).contains('/') {
             break;
         }
