@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 an error, or the answer is "no" (a check failed, nothing is running); 2 the
 //! command line cannot be read. Results go to stdout, progress and errors to stderr.
 
+pub mod address;
 pub mod bot;
 pub mod config;
 pub mod events;
@@ -104,6 +105,9 @@ pub enum Command {
     /// The bots of the fleet
     #[command(subcommand)]
     Bot(bot::BotCommand),
+    /// Addresses that ask the API: let one in, set its pace
+    #[command(subcommand)]
+    Address(address::AddressCommand),
     /// Read the ledger
     Events(events::Events),
     /// How the read models keep up, and what becomes of an event that stopped one
@@ -132,6 +136,7 @@ impl Cli {
             Command::Link(link) => link.run(self.settings).await,
             Command::Keys(command) => command.run(self.settings).await,
             Command::Bot(command) => command.run(self.settings).await,
+            Command::Address(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,
             Command::Replay(replay) => replay.run(self.settings).await,
