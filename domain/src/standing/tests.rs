@@ -109,7 +109,7 @@ fn run(standing: &mut Standing, command: StandingCommand, at: DateTime<Utc>) -> 
         .collect()
 }
 
-/// Three spams: blocked for the first quarter of an hour.
+/// Four spams: blocked for the first quarter of an hour.
 fn blocked_for_a_while() -> Standing {
     let mut standing = Standing::default();
     for turn in 0..4 {
@@ -497,6 +497,10 @@ fn what_a_block_paid_off_is_no_longer_named() {
     assert_eq!(ban(&standing, noon()).until, Some(later(900)));
     assert_eq!(standing.explain(later(899)).contributions.len(), 3);
     assert!(standing.explain(later(900)).contributions.is_empty());
+    // Nor when the lane fills again.
+    run(&mut standing, score(2, &[OffenceKind::Flood]), later(900));
+    let named: Vec<_> = standing.explain(later(900)).contributions.iter().map(|one| one.live).collect();
+    assert_eq!(named, [5_000]);
 }
 
 fn any_scoring() -> impl Strategy<Value = StandingCommand> {
