@@ -415,5 +415,7 @@ pub async fn cases_page(pool: &PgPool, filter: &CaseFilter, page: Page) -> Resul
 /// # Errors
 /// When the database fails.
 pub async fn case(pool: &PgPool, id: Uuid) -> Result<Option<CaseRow>, sqlx::Error> {
-    sqlx::query_as("SELECT * FROM moderation_cases WHERE case_id = $1").bind(id).fetch_optional(pool).await
+    sqlx::query_as!(CaseRow, "SELECT * FROM moderation_cases WHERE case_id = $1", id)
+        .fetch_optional(pool)
+        .await
 }

@@ -251,7 +251,9 @@ pub async fn standing(
 /// # Errors
 /// When the database fails.
 pub async fn standing_by_id(pool: &PgPool, id: Uuid) -> Result<Option<StandingRow>, sqlx::Error> {
-    sqlx::query_as("SELECT * FROM standings WHERE standing_id = $1").bind(id).fetch_optional(pool).await
+    sqlx::query_as!(StandingRow, "SELECT * FROM standings WHERE standing_id = $1", id)
+        .fetch_optional(pool)
+        .await
 }
 
 /// Which standings; all as of their last events.
