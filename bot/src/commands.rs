@@ -16,11 +16,12 @@ pub(crate) enum Command {
     Status,
     Settings,
     Stop,
+    Appeal,
     Privacy,
 }
 
 impl Command {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Start,
         Self::Help,
         Self::New,
@@ -31,6 +32,7 @@ impl Command {
         Self::Status,
         Self::Settings,
         Self::Stop,
+        Self::Appeal,
         Self::Privacy,
     ];
 
@@ -46,12 +48,19 @@ impl Command {
             Self::Status => "status",
             Self::Settings => "settings",
             Self::Stop => "stop",
+            Self::Appeal => "appeal",
             Self::Privacy => "privacy",
         }
     }
 
     pub(crate) fn find(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|command| command.name() == name)
+    }
+
+    /// Whether it is obeyed for people whose messages are not answered otherwise: what tells them where
+    /// they stand and lets them do something about it.
+    pub(crate) fn is_for_blocked_people(self) -> bool {
+        matches!(self, Self::Help | Self::Status | Self::Settings | Self::Appeal | Self::Privacy)
     }
 
     /// The line in Telegram's menu and in `/help`.
@@ -67,6 +76,9 @@ impl Command {
             Self::Status => ("how things stand", "как обстоят дела"),
             Self::Settings => ("language", "язык"),
             Self::Stop => ("stop the answer being written", "остановить ответ"),
+            Self::Appeal => {
+                ("ask a human to look at a warning or a block", "попросить человека пересмотреть блокировку")
+            }
             Self::Privacy => ("what happens to your data", "что происходит с вашими данными"),
         };
         match language {

@@ -22,6 +22,19 @@ impl Formatted {
     pub(crate) fn plain(text: impl Into<String>) -> Self {
         Self { text: text.into(), entities: Vec::new() }
     }
+
+    /// This text and another one as a paragraph of its own: no unclosed mark of the first reaches the
+    /// second.
+    pub(crate) fn then(mut self, other: Self) -> Self {
+        self.text.push_str("\n\n");
+        let units = self.text.encode_utf16().count();
+        self.text.push_str(&other.text);
+        self.entities.extend(other.entities.into_iter().map(|mut entity| {
+            entity.offset += units;
+            entity
+        }));
+        self
+    }
 }
 
 struct Writer {
@@ -253,6 +266,15 @@ mod tests {
                 (kind, String::from_utf16(part).expect("whole characters"))
             })
             .collect()
+    }
+
+    #[test]
+    fn what_follows_is_not_caught_by_a_mark_that_was_left_open() {
+        let both = format("🙂 **bold** and\n\n```rust\nfn main() {").then(format("mind **this**"));
+        assert!(both.text.ends_with("\n\nmind this"), "{}", both.text);
+        let marks = shown(&both);
+        assert_eq!(marks.first().map(|(_, part)| part.as_str()), Some("bold"));
+        assert_eq!(marks.last(), Some(&("bold".to_owned(), "this".to_owned())));
     }
 
     #[test]

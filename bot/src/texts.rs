@@ -1,8 +1,12 @@
 //! What people read, in English and Russian. Texts are Markdown; personal words are put in by the
 //! caller and escaped here.
 
+pub(crate) mod standing;
+
 use botledger_commands::Found;
-use botledger_domain::{Language, quota::QuotaLeft, turn::RefusalReason};
+use botledger_domain::{
+    Language, quota::QuotaLeft, signal::Detector, standing::Explanation, turn::RefusalReason,
+};
 use chrono::{DateTime, Utc};
 
 use crate::commands::Command;
@@ -162,17 +166,30 @@ pub(crate) fn no_quota(language: Language) -> String {
     pick(language, "No quota is set up yet.", "Квота ещё не назначена.").to_owned()
 }
 
-pub(crate) fn status(language: Language, quota: &str, session: Option<u32>, model: &str) -> String {
+pub(crate) fn status(
+    language: Language,
+    standing: &Explanation,
+    quota: &str,
+    session: Option<u32>,
+    model: &str,
+    now: DateTime<Utc>,
+) -> String {
+    let well = pick(language, "**All is well.**", "**Всё в порядке.**");
+    let explained = standing::standing(language, standing, now);
+    let heading = match (standing::is_good(standing), explained.as_str()) {
+        (true, "") => well.to_owned(),
+        (true, explained) => format!("{well}\n\n{explained}"),
+        (false, explained) => explained.to_owned(),
+    };
     let session = session.map_or_else(|| "—".to_owned(), |number| number.to_string());
+    let model = escape(model);
     match language {
-        Language::En => format!(
-            "**All is well.**\n\n- quota: {quota}\n- session: {session} (/sessions)\n- model: {}",
-            escape(model)
-        ),
-        Language::Ru => format!(
-            "**Всё в порядке.**\n\n- квота: {quota}\n- беседа: {session} (/sessions)\n- модель: {}",
-            escape(model)
-        ),
+        Language::En => {
+            format!("{heading}\n\n- quota: {quota}\n- session: {session} (/sessions)\n- model: {model}")
+        }
+        Language::Ru => {
+            format!("{heading}\n\n- квота: {quota}\n- беседа: {session} (/sessions)\n- модель: {model}")
+        }
     }
 }
 
@@ -354,23 +371,112 @@ pub(crate) fn privacy(language: Language) -> String {
 
 /// What a refused person is told: what happened, and when or how it gets better.
 pub(crate) fn refusal(language: Language, reason: &RefusalReason, now: DateTime<Utc>) -> String {
+    let at = |moment_of: DateTime<Utc>| moment(language, moment_of, now);
     match (reason, language) {
         (RefusalReason::Blocked { reason, until }, Language::En) => {
-            let until =
-                until.map_or_else(String::new, |until| format!(" until {}", moment(language, until, now)));
-            format!("You cannot use this bot{until}. Reason: {}", escape(reason.as_str()))
+            let until = until.map_or_else(String::new, |until| format!(" until {}", at(until)));
+            appealable(
+                language,
+                &format!("You cannot use this bot{until}. Reason: {}", escape(reason.as_str())),
+            )
         }
         (RefusalReason::Blocked { reason, until }, Language::Ru) => {
-            let until =
-                until.map_or_else(String::new, |until| format!(" до {}", moment(language, until, now)));
-            format!("Вы не можете пользоваться этим ботом{until}. Причина: {}", escape(reason.as_str()))
+            let until = until.map_or_else(String::new, |until| format!(" до {}", at(until)));
+            appealable(
+                language,
+                &format!("Вы не можете пользоваться этим ботом{until}. Причина: {}", escape(reason.as_str())),
+            )
         }
-        (RefusalReason::RateLimited { retry_at, .. }, Language::En) => {
-            format!("That was a little fast. Please write again at {}.", moment(language, *retry_at, now))
+        (RefusalReason::TemporarilyBlocked { until }, Language::En) => appealable(
+            language,
+            &format!(
+                "This bot takes no messages from you until {}: your last ones added up to a block. /status says which they \
+                 were.",
+                at(*until)
+            ),
+        ),
+        (RefusalReason::TemporarilyBlocked { until }, Language::Ru) => appealable(
+            language,
+            &format!(
+                "Бот не принимает от вас сообщения до {}: последние довели до блокировки. Какие именно — в /status.",
+                at(*until)
+            ),
+        ),
+        (RefusalReason::BlockedUntilAppeal { severe: true }, _) => appealable(
+            language,
+            pick(
+                language,
+                "This bot takes no messages from you any more: one of them was something it never answers. A human looks \
+                 at such messages.",
+                "Бот больше не принимает от вас сообщения: одно из них было таким, на какие он не отвечает никогда. Такие \
+                 сообщения смотрит человек.",
+            ),
+        ),
+        (RefusalReason::BlockedUntilAppeal { severe: false }, _) => appealable(
+            language,
+            pick(
+                language,
+                "This bot takes no messages from you until a human decides otherwise: you were blocked several times \
+                 already. /status says what for.",
+                "Бот не принимает от вас сообщения, пока человек не решит иначе: вы уже несколько раз были заблокированы. \
+                 За что — в /status.",
+            ),
+        ),
+        (RefusalReason::Throttled { retry_at }, Language::En) => format!(
+            "For a while this bot answers you less often. Please write again at {}. /status says why.",
+            at(*retry_at)
+        ),
+        (RefusalReason::Throttled { retry_at }, Language::Ru) => format!(
+            "Какое-то время бот отвечает вам реже. Напишите, пожалуйста, снова в {}. Почему так — в /status.",
+            at(*retry_at)
+        ),
+        (RefusalReason::Denied { until: None }, _) => pick(
+            language,
+            "You cannot use this bot. Whoever runs it decides who can.",
+            "Вы не можете пользоваться этим ботом. Кто может, решают те, кто им управляет.",
+        )
+        .to_owned(),
+        (RefusalReason::Denied { until: Some(until) }, Language::En) => {
+            format!("You cannot use this bot until {}. Whoever runs it decides who can.", at(*until))
         }
-        (RefusalReason::RateLimited { retry_at, .. }, Language::Ru) => {
-            format!("Слишком быстро. Напишите, пожалуйста, снова в {}.", moment(language, *retry_at, now))
-        }
+        (RefusalReason::Denied { until: Some(until) }, Language::Ru) => format!(
+            "Вы не можете пользоваться этим ботом до {}. Кто может, решают те, кто им управляет.",
+            at(*until)
+        ),
+        (RefusalReason::Content { detector, .. }, _) => content(language, *detector).to_owned(),
+        (RefusalReason::OffTopic, _) => pick(
+            language,
+            "This is not what this bot is for. /help says what it can do.",
+            "Этот бот не для этого. /help расскажет, что он умеет.",
+        )
+        .to_owned(),
+        (RefusalReason::Unscored, _) => pick(
+            language,
+            "Your message could not be checked just now, so it was not answered. Please try again in a minute.",
+            "Сейчас не получилось проверить ваше сообщение, поэтому ответа нет. Попробуйте, пожалуйста, через минуту.",
+        )
+        .to_owned(),
+        (RefusalReason::RateLimited { scope, retry_at }, _) => format!(
+            "{} {}.",
+            match scope.as_str() {
+                "chat" => pick(
+                    language,
+                    "This chat is writing a little fast. Please go on at",
+                    "В этом чате пишут слишком быстро. Продолжите, пожалуйста, в",
+                ),
+                "bot" | "workspace" => pick(
+                    language,
+                    "Many people are writing to this bot right now. Please try again at",
+                    "Сейчас боту пишет очень много людей. Попробуйте, пожалуйста, в",
+                ),
+                _ => pick(
+                    language,
+                    "That was a little fast. Please write again at",
+                    "Слишком быстро. Напишите, пожалуйста, снова в",
+                ),
+            },
+            at(*retry_at)
+        ),
         (RefusalReason::QuotaExceeded { remaining, resets_at, .. }, Language::En) => format!(
             "Your quota is not enough for this answer: {} left. It resets at {}. /usage shows the details.",
             tokens(language, *remaining),
@@ -400,6 +506,53 @@ pub(crate) fn refusal(language: Language, reason: &RefusalReason, now: DateTime<
                 moment(language, *retry_at, now)
             )
         }
+    }
+}
+
+/// With what people can do against it.
+fn appealable(language: Language, text: &str) -> String {
+    format!("{text}\n\n{}", standing::appeal_hint(language))
+}
+
+/// What is in a message that is not answered.
+fn content(language: Language, detector: Detector) -> &'static str {
+    match detector {
+        Detector::Attack => pick(
+            language,
+            "This looks like an attempt to change the bot's instructions, and it does not answer that. Please put it \
+             another way.",
+            "Это похоже на попытку изменить указания бота, на такое он не отвечает. Напишите, пожалуйста, иначе.",
+        ),
+        Detector::Spam => {
+            pick(language, "This bot does not answer advertising.", "На рекламу этот бот не отвечает.")
+        }
+        Detector::PersonalData => pick(
+            language,
+            "Your message holds personal data, which this bot does not pass on. Please leave it out.",
+            "В вашем сообщении личные данные, бот их не передаёт. Напишите, пожалуйста, без них.",
+        ),
+        Detector::Secret => pick(
+            language,
+            "Your message holds a key or a password. It was not passed on; please leave it out, and change it if \
+             others could have seen it.",
+            "В вашем сообщении ключ или пароль. Он никуда не передан; напишите, пожалуйста, без него и смените его, если его \
+             мог увидеть кто-то ещё.",
+        ),
+        Detector::BlockedWord => pick(
+            language,
+            "Your message holds words that this bot does not answer. Please put it another way.",
+            "В вашем сообщении слова, на которые этот бот не отвечает. Напишите, пожалуйста, иначе.",
+        ),
+        Detector::Behaviour => pick(
+            language,
+            "These are too many messages at once, or the same again. Please slow down a little.",
+            "Слишком много сообщений сразу или повторы. Пишите, пожалуйста, чуть медленнее.",
+        ),
+        Detector::Category | Detector::Moderation => pick(
+            language,
+            "This bot does not answer such messages. Please put it another way.",
+            "На такие сообщения этот бот не отвечает. Напишите, пожалуйста, иначе.",
+        ),
     }
 }
 
@@ -452,6 +605,8 @@ pub(crate) fn failure(language: Language, code: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use botledger_domain::standing::Standing;
+
     use super::*;
 
     fn at(text: &str) -> DateTime<Utc> {
@@ -513,7 +668,7 @@ mod tests {
                 unknown_command(language),
                 unsupported(language),
                 usage(language, &left, now),
-                status(language, "q", Some(1), "m"),
+                status(language, &Standing::default().explain(now), "q", Some(1), "m", now),
                 privacy(language),
                 settings(language),
                 stopped(language, true),

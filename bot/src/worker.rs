@@ -12,6 +12,7 @@ use std::{
 use botledger_commands::{BodyContent, Caller, CommandError, Decision, StepOutcome, TurnFailure};
 use botledger_domain::{
     Language,
+    standing::Appealable,
     turn::{Ask, ChatKind, Message, ReplySource, Turn, TurnError, TurnPhase},
 };
 use botledger_llm::{ChatEvent, Completion, FinishReason, LlmError, LlmFailure, Usage};
@@ -384,12 +385,26 @@ impl Worker<'_> {
                 let sessions = app.sessions.of(message.conversation).await.map_err(other)?;
                 let bot = app.bots.get(&self.caller, self.bot.id).await.map_err(other)?;
                 let model = bot.settings.model.unwrap_or_else(|| self.bot.deps.config.default_model.clone());
-                texts::status(
-                    language,
-                    &quota,
-                    sessions.state.current().map(|(number, _)| number),
-                    model.as_str(),
-                )
+                let standing = app.standings.explain(message.bot, message.subject).await.map_err(other)?;
+                let session = sessions.state.current().map(|(number, _)| number);
+                texts::status(language, &standing, &quota, session, model.as_str(), now)
+            }
+            Command::Appeal => {
+                let standing = app.standings.explain(message.bot, message.subject).await.map_err(other)?;
+                if argument.is_empty() && standing.appeal == Some(Appealable::Now) {
+                    return Ok(texts::standing::appeal_usage(language));
+                }
+                let caller = self.once(message, "appeal");
+                let turn = self.started.work.turn;
+                let filed =
+                    app.standings.file_appeal(&caller, message.bot, message.subject, turn, argument).await;
+                match filed {
+                    Ok(_) => texts::standing::appeal_filed(language),
+                    Err(error) => match texts::standing::appeal_refused(language, &error, now) {
+                        Some(told) => told,
+                        None => return Err(other(error)),
+                    },
+                }
             }
             Command::History => {
                 let limit = argument.parse().unwrap_or(5).clamp(1, 20);
@@ -545,11 +560,17 @@ impl Worker<'_> {
                 .call::<Value>("answerCallbackQuery", &json!({"callback_query_id": callback}), EDIT_PATIENCE)
                 .await;
         }
-        let mut pieces = split(&format(&text));
-        if pieces.is_empty() {
+        let mut shown = format(&text);
+        if split(&shown).is_empty() {
             // Nothing but markup: shown as it was written.
-            pieces = split(&Formatted::plain(if text.trim().is_empty() { "…" } else { &text }));
+            shown = Formatted::plain(if text.trim().is_empty() { "…" } else { &text });
         }
+        if let (TurnPhase::Answered, Some(admission)) = (turn.phase, &turn.admission)
+            && let Some(told) = texts::standing::notices(message.language, &admission.notices, now)
+        {
+            shown = shown.then(format(&told));
+        }
+        let pieces = split(&shown);
         let last = pieces.len() - 1;
         let mut end = None;
         for (place, piece) in pieces.iter().enumerate().skip(self.sent.len()) {

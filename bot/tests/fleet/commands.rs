@@ -6,8 +6,9 @@ use sqlx::PgPool;
 
 use crate::world::{World, until};
 
-const COMMANDS: [&str; 11] = [
-    "start", "help", "new", "sessions", "history", "search", "usage", "status", "settings", "stop", "privacy",
+const COMMANDS: [&str; 12] = [
+    "start", "help", "new", "sessions", "history", "search", "usage", "status", "settings", "stop", "appeal",
+    "privacy",
 ];
 
 fn is_russian(text: &str) -> bool {
@@ -50,8 +51,8 @@ async fn every_command_is_answered_in_the_persons_language(pool: PgPool) {
         assert!(!seen.contains(&answer), "/{command} has an answer of its own: {answer}");
         seen.push(answer);
     }
-    let phases = world.ended(26).await;
-    assert_eq!(phases, [("delivered".to_owned(), 26)].into());
+    let phases = world.ended(28).await;
+    assert_eq!(phases, [("delivered".to_owned(), 28)].into());
     assert_eq!(world.model.served().len(), 0, "no model was asked");
     instance.stop().await;
 }

@@ -10,6 +10,7 @@ mod model_faults;
 mod redelivery;
 mod redis_away;
 mod refusals;
+mod standing;
 mod streaming;
 mod telegram_faults;
 mod updates;

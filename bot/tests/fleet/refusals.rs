@@ -74,14 +74,14 @@ async fn who_is_blocked_is_told_why_once_and_comes_back_when_unblocked(pool: PgP
     let until_when = instance.app.core.clock.now() + Duration::from_secs(3_600);
     let standings = &instance.app.standings;
     standings.block(&system(), bot.id, subject, reason("spam"), Some(until_when)).await.unwrap();
-    for text in ["buy", "my", "/help"] {
+    for text in ["buy", "my", "/new"] {
         world.say(&bot, &person, text);
     }
     assert_eq!(world.ended(4).await["refused"], 3);
     let texts = world.answers(&bot, person.id, 2).await;
     assert_eq!(texts.len(), 2, "{texts:?}");
     assert!(
-        texts[1].starts_with("You cannot use this bot until") && texts[1].ends_with("Reason: spam"),
+        texts[1].starts_with("You cannot use this bot until") && texts[1].contains("Reason: spam"),
         "{}",
         texts[1]
     );

@@ -9,7 +9,7 @@ use std::{
 
 use botledger_bot::{BotConfig, BotRuntime, Telegram, Webhooks};
 use botledger_commands::{
-    App, AppConfig, Caller, GateDefaults, Ids, KeyRing, NewBot, SystemClock, SystemIds,
+    App, AppConfig, Caller, GateDefaults, Ids, KeyRing, NewBot, RateDefaults, SystemClock, SystemIds,
 };
 use botledger_domain::{
     BotId, InstanceId, ModelName, PlanName, SubjectId, WorkspaceId,
