@@ -45,8 +45,17 @@ const MOST_MODEL_POINTS: f32 = 6.0;
 /// Margin between "the model says nothing" and "the model suspects".
 const MODEL_REACH: f32 = 0.8;
 
-/// Wording counts half: it belongs to a source, concepts and rules to what an attack is.
+/// Wording counts half: it belongs to a source, while concepts and rules belong to what an attack is.
 const BALANCE: Balance = Balance { wording: 0.5, cue: 0.2 };
+
+/// With an operator's own texts wording counts whole: they are the source the model will meet.
+const OWN_BALANCE: Balance = Balance { wording: 1.0, cue: 0.2 };
+
+const TRAINING: Training = Training { cost: 3.0, positive_weight: 1.0, tolerance: 0.05, passes: 300 };
+
+/// What the margin must be larger by where no rule says anything: a model that finds nobody to agree with has
+/// more often met an unusual ordinary text than an unusual attack.
+const ALONE: f32 = 0.15;
 
 /// Most windows of one training text: a long text is one example among others, not thirty.
 const TRAINING_WINDOWS: usize = 6;
@@ -119,6 +128,13 @@ fn concepts() -> &'static Concepts {
     &CONCEPTS
 }
 
+/// Ordinary texts that look like attacks.
+static HARD_ORDINARY: [&str; 3] = [
+    include_str!("../data/benign_seeds_en.txt"),
+    include_str!("../data/benign_seeds_ru.txt"),
+    include_str!("../data/benign_seeds_de.txt"),
+];
+
 /// The shipped seeds.
 fn seeds() -> Vec<LabelledText> {
     const ATTACKS: [&str; 3] = [
@@ -126,13 +142,8 @@ fn seeds() -> Vec<LabelledText> {
         include_str!("../data/attack_seeds_ru.txt"),
         include_str!("../data/attack_seeds_de.txt"),
     ];
-    const ORDINARY: [&str; 5] = [
-        include_str!("../data/benign_seeds_en.txt"),
-        include_str!("../data/benign_seeds_ru.txt"),
-        include_str!("../data/benign_seeds_de.txt"),
-        include_str!("../data/background_en.txt"),
-        include_str!("../data/background_ru.txt"),
-    ];
+    const BACKGROUND: [&str; 2] =
+        [include_str!("../data/background_en.txt"), include_str!("../data/background_ru.txt")];
     let lines = |files: &'static [&'static str], attack: bool| {
         files
             .iter()
@@ -141,8 +152,10 @@ fn seeds() -> Vec<LabelledText> {
             .filter(|line| !line.is_empty() && !line.starts_with('#'))
             .map(move |line| LabelledText { text: line.to_owned(), attack })
     };
-    let mut seeds: Vec<LabelledText> =
-        lines(const { &ATTACKS }, true).chain(lines(const { &ORDINARY }, false)).collect();
+    let mut seeds: Vec<LabelledText> = lines(const { &ATTACKS }, true)
+        .chain(lines(&HARD_ORDINARY, false))
+        .chain(lines(const { &BACKGROUND }, false))
+        .collect();
     seeds.extend(compounds(&seeds));
     seeds
 }
@@ -380,9 +393,15 @@ impl AttackModel {
             hash.update(&row.text);
         }
         hash.update(threshold.to_le_bytes());
-        let model =
-            CuedModel::train(&examples.iter().collect::<Vec<_>>(), cue_count(), BALANCE, Training::default());
+        let balance = if rows.is_empty() { BALANCE } else { OWN_BALANCE };
+        let model = CuedModel::train(&examples.iter().collect::<Vec<_>>(), cue_count(), balance, TRAINING);
         Self { model, threshold, version: hex::encode(&hash.finalize()[..8]) }
+    }
+
+    /// The margin from which the model alone suspects.
+    #[must_use]
+    pub fn threshold(&self) -> f32 {
+        self.threshold
     }
 
     /// The model as a file.
@@ -438,7 +457,10 @@ impl AttackModel {
                 hidden.rule_points = hidden.rule_points.max(spelled_points(&disguised.text));
                 hidden.total = hidden.rule_points + hidden.model_points;
             }
-            if matches!(disguised.rule, "decoded_rot13" | "decoded_reversed" | "decoded_morse") {
+            if matches!(
+                disguised.rule,
+                "decoded_rot13" | "decoded_reversed" | "decoded_morse" | "decoded_leet"
+            ) {
                 // Of nonsense the model knows nothing.
                 hidden.total = hidden.rule_points;
             }
@@ -470,8 +492,8 @@ impl AttackModel {
         for words in reading.text.windows() {
             let counts = Counts::of(&reading.text, words.clone(), Symbols::Counted);
             let margin = self.model.margin(&counts, &reading.cues(&words));
-            let model_points = self.model_points(margin);
             let rule_points = reading.rule_points(&reading.window_bytes(&words));
+            let model_points = model_points(margin, rule_points, self.threshold);
             let total = model_points + rule_points;
             if worst.window.is_empty() || total > worst.total {
                 worst = Verdict { total, rule_points, model_points, window: words };
@@ -479,10 +501,6 @@ impl AttackModel {
             }
         }
         (worst, unseen)
-    }
-
-    fn model_points(&self, margin: f32) -> f32 {
-        model_points(margin, self.threshold)
     }
 
     fn evidence(&self, reading: &Reading, verdict: &Verdict) -> Vec<Evidence> {
@@ -534,8 +552,9 @@ fn level(verdict: &Verdict) -> Option<Level> {
     }
 }
 
-fn model_points(margin: f32, threshold: f32) -> f32 {
-    let beyond = (margin - threshold) / MODEL_REACH;
+fn model_points(margin: f32, rule_points: f32, threshold: f32) -> f32 {
+    let alone = if rule_points > 0.0 { 0.0 } else { ALONE };
+    let beyond = (margin - threshold - alone) / MODEL_REACH;
     (SUSPECTED_POINTS * (1.0 + beyond)).clamp(0.0, MOST_MODEL_POINTS)
 }
 
@@ -565,10 +584,13 @@ enum Threshold {
 
 /// The margin at which the shipped model alone suspects. Chosen once on prompts this project wrote and held
 /// back; see the guide.
-const SHIPPED_THRESHOLD: f32 = 0.2;
+const SHIPPED_THRESHOLD: f32 = 0.05;
 
 /// Of an operator's ordinary texts, at most so many are flagged in cross-validation.
-const FALSE_POSITIVES: f64 = 0.015;
+const FALSE_POSITIVES: f64 = 0.02;
+
+/// Of the ordinary texts that were written to look like attacks, so many may be.
+const HARD_FALSE_POSITIVES: f64 = 0.035;
 
 /// Thresholds that are tried, lowest first.
 const THRESHOLDS: Range<i16> = -10..21;
@@ -588,32 +610,43 @@ fn cross_validated_threshold(
     }
     // Sorted texts put near-copies side by side; a block of them stays in one fold.
     let folds: Vec<usize> = groups.iter().map(|group| group / BLOCK).collect();
-    let margins = out_of_fold_margins(examples, &folds, FOLDS, cue_count(), BALANCE, Training::default());
+    let margins = out_of_fold_margins(examples, &folds, FOLDS, cue_count(), OWN_BALANCE, TRAINING);
     let mut by_text: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
     for (group, margin) in groups.iter().zip(margins) {
-        if own.contains(texts[*group].text.as_str()) {
-            by_text.entry(*group).or_default().push(margin);
-        }
+        by_text.entry(*group).or_default().push(margin);
     }
-    let read: Vec<Vec<(f32, f32)>> = by_text
-        .into_iter()
-        .map(|(group, margins)| {
-            let reading = Reading::of(Normalised::of(&texts[group].text));
-            let rules =
-                reading.text.windows().map(|words| reading.rule_points(&reading.window_bytes(&words)));
-            rules.zip(margins).collect()
-        })
-        .collect();
-    let allowed = (read.len() as f64 * FALSE_POSITIVES).floor() as usize;
+    let read = |wanted: &dyn Fn(&str) -> bool| -> Vec<Vec<(f32, f32)>> {
+        by_text
+            .iter()
+            .filter(|(group, _)| !texts[**group].attack && wanted(&texts[**group].text))
+            .map(|(group, margins)| {
+                let reading = Reading::of(Normalised::of(&texts[*group].text));
+                let rules =
+                    reading.text.windows().map(|words| reading.rule_points(&reading.window_bytes(&words)));
+                rules.zip(margins.iter().copied()).collect()
+            })
+            .collect()
+    };
+    // An operator's collection of attacks teaches its style, and role play has much of that style: the hard
+    // ordinary texts of this project must stay unflagged as well.
+    let hard: std::collections::BTreeSet<&str> =
+        HARD_ORDINARY.iter().flat_map(|file| file.lines()).map(str::trim).collect();
+    let judges = [
+        (read(&|text| own.contains(text)), FALSE_POSITIVES),
+        (read(&|text| hard.contains(text)), HARD_FALSE_POSITIVES),
+    ];
+    let flagged = |windows: &Vec<(f32, f32)>, threshold: f32| {
+        windows
+            .iter()
+            .any(|(rules, margin)| rules + model_points(*margin, *rules, threshold) >= SUSPECTED_POINTS)
+    };
     THRESHOLDS
         .map(|step| f32::from(step) * 0.05)
         .find(|threshold| {
-            let flagged = read.iter().filter(|windows| {
-                windows
-                    .iter()
-                    .any(|(rules, margin)| rules + model_points(*margin, *threshold) >= SUSPECTED_POINTS)
-            });
-            flagged.count() <= allowed
+            judges.iter().all(|(texts, share)| {
+                let allowed = (texts.len() as f64 * share).floor() as usize;
+                texts.iter().filter(|windows| flagged(windows, *threshold)).count() <= allowed
+            })
         })
         .unwrap_or(f32::from(THRESHOLDS.end) * 0.05)
 }

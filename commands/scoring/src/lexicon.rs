@@ -137,12 +137,10 @@ impl Concepts {
             {
                 continue;
             }
-            let sighting = Sighting {
-                first_word: words.at(start),
-                last_word: words.at(end.saturating_sub(1)),
-                start,
-                end,
-            };
+            // An open end shows the whole word.
+            let start = start - word_before(folded, start);
+            let end = end + word_after(folded, end);
+            let sighting = Sighting { first_word: words.at(start), last_word: words.at(end - 1), start, end };
             for &concept in &entry.concepts {
                 by_concept[usize::from(concept)].push(sighting);
             }
@@ -174,6 +172,36 @@ fn inside_word_at(text: &str, position: usize) -> bool {
     let before = text[..position].chars().next_back().is_some_and(is_word);
     let after = text[position..].chars().next().is_some_and(is_word);
     before && after
+}
+
+/// Most characters a span is widened by to show a whole word; text without spaces has no end.
+const LONGEST_SHOWN: usize = 40;
+
+/// Bytes of the word that goes on before a position; none where no word goes on across it.
+fn word_before(text: &str, position: usize) -> usize {
+    if !inside_word_at(text, position) {
+        return 0;
+    }
+    text[..position]
+        .chars()
+        .rev()
+        .take(LONGEST_SHOWN)
+        .take_while(|character| is_word(*character))
+        .map(char::len_utf8)
+        .sum()
+}
+
+/// The same after a position.
+fn word_after(text: &str, position: usize) -> usize {
+    if !inside_word_at(text, position) {
+        return 0;
+    }
+    text[position..]
+        .chars()
+        .take(LONGEST_SHOWN)
+        .take_while(|character| is_word(*character))
+        .map(char::len_utf8)
+        .sum()
 }
 
 fn is_word(character: char) -> bool {

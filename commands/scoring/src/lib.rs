@@ -12,6 +12,7 @@ pub mod attack;
 pub mod calibrate;
 pub mod content;
 mod cued;
+pub mod detectors;
 pub mod features;
 pub mod intent;
 pub mod lexicon;

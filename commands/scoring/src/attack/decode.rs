@@ -135,8 +135,15 @@ fn leet(text: &Normalised, whole: Span) -> Option<Reading> {
         .filter(|word| {
             let letters = word.chars().filter(|c| c.is_alphabetic()).count();
             let signs = word.chars().filter(|c| letter_of(*c).is_some()).count();
-            let starts_number = word.starts_with(|c: char| c.is_ascii_digit()) && letters <= 2;
-            letters > 0 && signs > 0 && !starts_number && !word.contains("://")
+            // "10am", "mp3" and "wow!" are ordinary; a sign between letters or several are not.
+            let inside = word.char_indices().any(|(at, c)| {
+                letter_of(c).is_some()
+                    && word[..at].ends_with(char::is_alphabetic)
+                    && word[at + c.len_utf8()..].starts_with(char::is_alphabetic)
+            });
+            letters > 0
+                && !word.contains("://")
+                && (inside || signs >= 2 && letters + 1 >= signs && letters >= 2)
         })
         .count();
     if disguised < 2 {
