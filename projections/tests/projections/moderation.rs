@@ -13,13 +13,18 @@ use botledger_domain::{
 use botledger_journal::{AppendSet, Journal, Loaded};
 use botledger_projections::{
     CaseFilter, CaseRow, ModerationProjection, Page, Projection, ScoringFilter, ScoringRow, StandingFilter,
-    StandingsProjection, cases_page, scorings_page, standings_page,
+    StandingsProjection, cases_page, scorings_page, standings_page, verify,
 };
 use chrono::{DateTime, TimeDelta, Utc};
+use proptest::{
+    prelude::*,
+    strategy::ValueTree,
+    test_runner::{Config, TestRunner},
+};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::support::{fold, journal, metadata, noon};
+use crate::support::{Desk, fold, journal, metadata, noon, set_checkpoint};
 
 /// One person with one bot, and the read models after everything that happened to them.
 struct Stand {
@@ -232,6 +237,27 @@ async fn a_scoring_keeps_what_it_rests_on(pool: PgPool) {
     assert_eq!(stand.scorings(offending).await.len(), 1);
     let of_turn = ScoringFilter { turn: Some(turn(2).uuid()), ..ScoringFilter::default() };
     assert_eq!(stand.scorings(of_turn).await[0], rows[1]);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn cases_and_scorings_made_again_are_the_same(pool: PgPool) {
+    let mut runner = TestRunner::new(Config::default());
+    let script = prop::collection::vec(any::<(u8, u8)>(), 500).new_tree(&mut runner).unwrap().current();
+    let mut desk = Desk::new();
+    desk.play(&script.iter().map(|(a, b)| (5, *a, *b)).collect::<Vec<_>>());
+    desk.commit(&journal(&pool)).await;
+    let moderation: Arc<dyn Projection> = Arc::new(ModerationProjection);
+    // One event a page to begin with, as they come when little happens.
+    let pages: Vec<usize> = (0..200).map(|_| 1).chain([50, 3]).collect();
+    let head = fold(&pool, &moderation, Position(0), &pages).await.unwrap();
+    set_checkpoint(&pool, moderation.name(), head).await;
+    let report = verify(&pool, &moderation, |_| {}).await.unwrap();
+    assert_eq!(report.different, 0, "{script:?}: {:?}", report.differences);
+    let statuses: Vec<String> = sqlx::query_scalar("SELECT DISTINCT status FROM moderation_cases ORDER BY 1")
+        .fetch_all(&pool)
+        .await
+        .unwrap();
+    assert!(report.rows > 50 && statuses.len() > 1, "the script makes cases and decides them: {statuses:?}");
 }
 
 #[sqlx::test(migrations = "../migrations")]
