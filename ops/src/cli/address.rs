@@ -106,13 +106,13 @@ impl Pace {
                 .remove_override(&caller, nobodys, &subject, reason)
                 .await
                 .context("it cannot be changed")?;
-            return Ok(format!("{} is as fast as everybody", subject.id()));
+            return Ok(format!("{} may ask as often as everybody", subject.id()));
         };
         let rule = RateRule::requests(RateLimit { burst, per_minute });
         let end = self.hours.map(|hours| platform.app.core.clock.now() + TimeDelta::hours(hours.into()));
         let set = limits.set_override(&caller, nobodys, subject.clone(), rule, reason, end).await;
         set.context("it cannot be changed")?;
-        Ok(format!("{}: {burst} requests at once, {per_minute} a minute", subject.id()))
+        Ok(format!("{} may ask {burst} times at once and {per_minute} times a minute", subject.id()))
     }
 }
 

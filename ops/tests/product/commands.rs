@@ -84,6 +84,32 @@ async fn sim_say_shows_the_answer_and_sim_feed_names_a_bad_line(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../migrations")]
+async fn an_address_is_let_in_and_given_a_pace(pool: PgPool) {
+    let house = House::build(pool, Partners::default()).await;
+    let product = house.serve(&[]).await;
+    house.open_with_bot(BOT).await;
+    let told = house.told(&["address", "allow", "192.0.2.77/24", "--reason", "the office moved"]).await;
+    assert!(told.starts_with("192.0.2.0/24 is let into workspace "), "{told}");
+    let pace = ["address", "pace", "2001:db8::9", "--burst", "5", "--per-minute", "60", "--hours", "1"];
+    let told = house.told(&pace).await;
+    assert_eq!(told.trim(), "2001:db8:: may ask 5 times at once and 60 times a minute");
+    let told = house.told(&["address", "pace", "2001:db8::9", "--ordinary"]).await;
+    assert_eq!(told.trim(), "2001:db8:: may ask as often as everybody");
+    let recorded = house.told(&["events", "--json", "--limit", "0", "--stream", "rate_override"]).await;
+    assert_eq!(recorded.lines().count(), 2, "{recorded}");
+    for (arguments, says) in [
+        (&["address", "allow", "nowhere"][..], "the network may hold only an address"),
+        (&["address", "allow", "192.0.2.1", "--workspace", "mine"], "--workspace is no id"),
+        (&["address", "pace", "192.0.2.1", "--burst", "0", "--per-minute", "1"], "out of range"),
+        (&["address", "pace", "192.0.2.1"], "--burst"),
+    ] {
+        let error = refusal(&house.run(arguments).await);
+        assert!(error.contains(says), "{arguments:?}: {error}");
+    }
+    product.stop().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
 async fn a_bad_token_and_an_unknown_bot_are_named(pool: PgPool) {
     let house = House::build(pool, Partners::default()).await;
     let product = house.serve(&[]).await;
@@ -100,7 +126,7 @@ async fn a_bad_token_and_an_unknown_bot_are_named(pool: PgPool) {
     let error = refusal(&house.run(&["bot", "start", "nobody_bot"]).await);
     assert!(error.contains("there is no bot nobody_bot"), "{error}");
     let error = refusal(&house.run(&["replay", "nothing"]).await);
-    assert!(error.contains("there is no read model nothing; there are bots"), "{error}");
+    assert!(error.contains("there is no read model nothing; there are access_lists, bots"), "{error}");
     let error = refusal(&house.run(&["events", "--stream", "nothing"]).await);
     assert!(error.contains("there are no streams of type nothing"), "{error}");
     let error = refusal(&house.run(&["events", "--type", "nothing_happened"]).await);
