@@ -11,7 +11,7 @@ use botledger_domain::{
     standing_stream,
 };
 use botledger_sim::Person;
-use chrono::Utc;
+use chrono::TimeDelta;
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -165,7 +165,7 @@ async fn who_is_on_a_deny_list_is_told_no_more_than_that(pool: PgPool) {
         reason: reason(text),
         expires_at: None,
     };
-    let until = Utc::now() + chrono::TimeDelta::hours(3);
+    let until = instance.app.core.clock.now() + TimeDelta::hours(3);
     let entries = vec![
         NewAccessEntry { expires_at: Some(until), ..entry(&denied, AccessEffect::Deny, "owes us money") },
         entry(&member, AccessEffect::Allow, "pays"),
