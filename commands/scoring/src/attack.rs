@@ -464,6 +464,10 @@ impl AttackModel {
                 // Of nonsense the model knows nothing.
                 hidden.total = hidden.rule_points;
             }
+            if hidden.total < SUSPECTED_POINTS && hides_crime(&inner) && !hides_crime(&reading) {
+                hidden.rule_points = Weight::Strong.points();
+                hidden.total = hidden.rule_points;
+            }
             if hidden.total < SUSPECTED_POINTS {
                 continue;
             }
@@ -519,6 +523,12 @@ impl AttackModel {
         }
         evidence
     }
+}
+
+/// Whether a text speaks of deeds nobody should be taught. In the open that is no attack; disguised it is.
+fn hides_crime(reading: &Reading) -> bool {
+    static CRIME: LazyLock<u16> = LazyLock::new(|| concepts().id("crime").expect("the lexicon has [crime]"));
+    !reading.sightings.of(*CRIME).is_empty()
 }
 
 /// What letters spelled one by one are worth when no word of them is parted from the next.
@@ -582,9 +592,9 @@ enum Threshold {
     CrossValidated,
 }
 
-/// The margin at which the shipped model alone suspects. Chosen once on prompts this project wrote and held
-/// back; see the guide.
-const SHIPPED_THRESHOLD: f32 = 0.05;
+/// The margin at which the shipped model suspects where a rule agrees a little; chosen so that about one in forty
+/// role-play and other prompts of the shared collection is flagged. See the guide.
+const SHIPPED_THRESHOLD: f32 = -0.05;
 
 /// Of an operator's ordinary texts, at most so many are flagged in cross-validation.
 const FALSE_POSITIVES: f64 = 0.02;
