@@ -18,12 +18,13 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
+use crate::Normalised;
 use crate::cued::{Balance, CuedModel, Cues, Example, out_of_fold_margins};
+pub use crate::evidence::Evidence;
 use crate::features::{Counts, Symbols};
 use crate::lexicon::{Concepts, Found, Sightings};
 use crate::linear::Training;
 use crate::model_file::{Damage, Kind, Reader, Writer};
-use crate::{Normalised, Span};
 
 mod decode;
 mod rules;
@@ -78,17 +79,6 @@ impl Level {
             Self::Confident => "confident",
         }
     }
-}
-
-/// What was seen and where.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Evidence {
-    /// The id of a rule, or `model`.
-    pub rule: &'static str,
-    /// Code points of the original.
-    pub span: Span,
-    /// Points it gave.
-    pub points: f32,
 }
 
 /// The verdict on one text.

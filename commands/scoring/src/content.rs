@@ -12,12 +12,13 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
+use crate::Normalised;
 use crate::cued::{Balance, CuedModel, Cues, Example};
+pub use crate::evidence::Evidence;
 use crate::features::{Counts, Symbols};
 use crate::lexicon::{Concepts, Sightings};
 use crate::linear::Training;
 use crate::model_file::{Damage, Kind, Reader, Writer};
-use crate::{Normalised, Span};
 
 mod rules;
 
@@ -55,16 +56,6 @@ impl Severity {
             Self::Severe => "severe",
         }
     }
-}
-
-/// What was seen and where.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Evidence {
-    /// The id of a rule, or `model`.
-    pub rule: &'static str,
-    /// Code points of the original.
-    pub span: Span,
-    pub points: f32,
 }
 
 /// A category that was flagged.

@@ -278,16 +278,6 @@ impl Words {
     pub fn opens_sentence(&self, word: u32) -> bool {
         word == 0 || self.sentence(word) != self.sentence(word - 1)
     }
-
-    /// How many words.
-    pub fn len(&self) -> usize {
-        self.starts.len()
-    }
-
-    /// Whether there is no word.
-    pub fn is_empty(&self) -> bool {
-        self.starts.is_empty()
-    }
 }
 
 /// A sequence of concepts: `override <4 prior|all <3 order`. Between two steps stands how many words may lie

@@ -13,6 +13,7 @@ pub mod calibrate;
 pub mod content;
 mod cued;
 pub mod detectors;
+pub mod evidence;
 pub mod features;
 pub mod intent;
 pub mod lexicon;

@@ -48,6 +48,8 @@ pub struct Word {
     pub kind: WordKind,
     /// Its letters came from more than one script before folding.
     pub mixed: bool,
+    /// It was written in capitals only, two letters or more.
+    pub shouted: bool,
 }
 
 /// A text as the detectors read it, with the way back to the original.
@@ -246,9 +248,12 @@ impl Reading {
     fn finish(mut self, skipped: Option<Span>) -> Normalised {
         let found = self.find_words();
         let text_script = self.text_script(&found);
-        let mut mixed = Vec::with_capacity(found.len());
+        let mut traits = Vec::with_capacity(found.len());
         for (glyphs, kind) in &found {
-            mixed.push(*kind == WordKind::Letters && self.unmix(glyphs.clone(), text_script));
+            let mixed = *kind == WordKind::Letters && self.unmix(glyphs.clone(), text_script);
+            let word = &self.glyphs[glyphs.clone()];
+            let shouted = *kind == WordKind::Letters && word.len() > 1 && word.iter().all(|glyph| glyph.capital);
+            traits.push((mixed, shouted));
         }
         let mut folded = String::with_capacity(self.glyphs.len() + self.glyphs.len() / 4);
         let mut starts = Vec::with_capacity(self.glyphs.len());
@@ -261,8 +266,13 @@ impl Reading {
         let byte = |glyph: usize| starts.get(glyph).map_or(folded.len(), |start| *start as usize);
         let words = found
             .into_iter()
-            .zip(mixed)
-            .map(|((glyphs, kind), mixed)| Word { range: byte(glyphs.start)..byte(glyphs.end), kind, mixed })
+            .zip(traits)
+            .map(|((glyphs, kind), (mixed, shouted))| Word {
+                range: byte(glyphs.start)..byte(glyphs.end),
+                kind,
+                mixed,
+                shouted,
+            })
             .collect();
         Normalised { folded, starts, origins, words, hidden: self.hidden, skipped }
     }

@@ -10,14 +10,15 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
+use crate::Normalised;
 use crate::attack::Level;
 use crate::cued::{Balance, CuedModel, Cues, Example, out_of_fold_margins};
+pub use crate::evidence::Evidence;
 use crate::features::{Counts, Symbols};
 use crate::lexicon::{Concepts, Sightings};
 use crate::linear::Training;
 use crate::model_file::{Damage, Kind, Reader, Writer};
 use crate::normalise::WordKind;
-use crate::{Normalised, Span};
 
 /// From here on a text is suspected.
 pub const SUSPECTED_POINTS: f32 = 4.0;
@@ -33,16 +34,6 @@ const MOST_MODEL_POINTS: f32 = 6.0;
 const MODEL_REACH: f32 = 0.8;
 
 const BALANCE: Balance = Balance { wording: 1.0, cue: 0.3 };
-
-/// What was seen and where.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Evidence {
-    /// The id of a rule, or `model`.
-    pub rule: &'static str,
-    /// Code points of the original.
-    pub span: Span,
-    pub points: f32,
-}
 
 /// The verdict on one text.
 #[derive(Clone, Debug, PartialEq)]
