@@ -23,7 +23,7 @@ use botledger_domain::{
 use chrono::TimeDelta;
 use futures::future::join_all;
 use proptest::prelude::*;
-use redis::aio::{ConnectionManager, MultiplexedConnection};
+use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use sqlx::PgPool;
 use support::{TestClock, World, noon, reason, redis_at, redis_client, system};
 use tokio::{
@@ -38,6 +38,15 @@ fn limiter(redis: Option<ConnectionManager>) -> RateLimiter {
 
 fn on_redis() -> RateLimiter {
     limiter(Some(redis_at(redis_client())))
+}
+
+/// One that waits for Redis however long that takes: whoever gives up counts by itself.
+fn patient() -> RateLimiter {
+    let long = Duration::from_secs(60);
+    let config =
+        ConnectionManagerConfig::new().set_connection_timeout(Some(long)).set_response_timeout(Some(long));
+    let redis = ConnectionManager::new_lazy_with_config(redis_client(), config).unwrap();
+    RateLimiter::new(Some(redis), Arc::new(SystemClock), long)
 }
 
 async fn direct() -> MultiplexedConnection {
@@ -213,7 +222,7 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let limiters = [on_redis(), limiter(None)];
+            let limiters = [patient(), limiter(None)];
             let workspace = workspace();
             let rule = RateRule {
                 requests: Some(limit(rule.0, 1)),
@@ -257,7 +266,7 @@ proptest! {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_processes_admit_what_one_bucket_holds_and_not_one_more() {
-    let limiters = [on_redis(), on_redis(), on_redis()];
+    let limiters = [patient(), patient(), patient()];
     let mut redis = direct().await;
     let workspace = workspace();
     let rule = RateRule { requests: Some(limit(100, 600)), tokens: Some(limit(700, 3_000)), parallel: None };
@@ -278,7 +287,7 @@ async fn several_processes_admit_what_one_bucket_holds_and_not_one_more() {
 
 #[tokio::test]
 async fn who_is_refused_for_one_limit_takes_nothing_from_the_others() {
-    let limiters = [on_redis(), on_redis()];
+    let limiters = [patient(), patient()];
     let workspace = workspace();
     let of = |who: usize| RateCall {
         workspace: Some(workspace),
@@ -373,7 +382,7 @@ async fn what_was_used_beyond_the_worst_case_is_paid_back_first() {
 
 #[tokio::test]
 async fn parallel_calls_have_so_many_places_over_all_processes() {
-    let limiters = [on_redis(), on_redis()];
+    let limiters = [patient(), patient()];
     let workspace = workspace();
     let calls: Vec<_> = (0..30).map(|_| call(workspace, user(1), parallel(4), 0)).collect();
     let answers = join_all(calls.iter().enumerate().map(|(n, call)| limiters[n % 2].take(call))).await;
