@@ -13,8 +13,9 @@ use botledger_commands::{
 };
 use botledger_domain::{
     BotId, InstanceId, ModelName, PlanName, SubjectId, WorkspaceId,
+    account::LimitLeft,
     bot::{BotRateLimits, BotSettings, RateLimit, UpdateMode},
-    quota::{Period, PlanTerms, QuotaLeft},
+    quota::{Period, PlanTerms},
 };
 use botledger_journal::JournalConfig;
 use botledger_llm::{Ollama, OllamaLimits};
@@ -361,9 +362,9 @@ impl World {
         instance.app.core.vault.subject_id(self.workspace, person.id)
     }
 
-    pub(crate) async fn quota(&self, instance: &Instance, person: &Person) -> QuotaLeft {
+    pub(crate) async fn quota(&self, instance: &Instance, person: &Person) -> LimitLeft {
         let subject = self.subject(instance, person);
-        instance.app.quotas.left(self.workspace, subject).await.unwrap().unwrap()
+        instance.app.quotas.left(self.workspace, subject).await.unwrap().remove(0)
     }
 
     /// Waits until somebody polls for the bot.
