@@ -1,7 +1,7 @@
 //! What the detectors saw in a message: facts for a policy to judge, recorded so that a replay never
 //! asks a detector again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -127,5 +127,11 @@ impl Findings {
     /// The signals of one detector.
     pub fn of(&self, detector: Detector) -> impl Iterator<Item = &Signal> {
         self.signals.iter().filter(move |signal| signal.detector == detector)
+    }
+
+    /// The detectors that saw something, each once.
+    #[must_use]
+    pub fn detectors(&self) -> BTreeSet<Detector> {
+        self.signals.iter().map(|signal| signal.detector).collect()
     }
 }

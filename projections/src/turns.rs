@@ -49,6 +49,22 @@ read_row! {
         refusal: Option<serde_json::Value>,
         /// Code of the failure.
         failure: Option<String>,
+        /// As `PolicyOwner`: whose policy judged it. Absent, like all of the findings, when nothing looked
+        /// at it.
+        policy_owner: Option<String>,
+        /// Version of that policy; 0 for the built-in one.
+        policy_version: Option<i64>,
+        /// Whether that policy only watched.
+        policy_dry_run: Option<bool>,
+        /// As `Findings`.
+        findings: Option<serde_json::Value>,
+        /// Probability, in thousandths, that it fits none of the policy's intents.
+        oos_permille: Option<i32>,
+        /// The intent it came nearest to.
+        intent: Option<String>,
+        /// Detectors that saw something, each once, in order.
+        flagged: Vec<String>,
+        scored_at: Option<DateTime<Utc>>,
         provider: Option<String>,
         model: Option<String>,
         reserved_tokens: Option<i64>,
@@ -169,6 +185,14 @@ fn received(
         refusal_kind: None,
         refusal: None,
         failure: None,
+        policy_owner: None,
+        policy_version: None,
+        policy_dry_run: None,
+        findings: None,
+        oos_permille: None,
+        intent: None,
+        flagged: Vec::new(),
+        scored_at: None,
         provider: None,
         model: None,
         reserved_tokens: None,
@@ -202,6 +226,18 @@ fn advance(row: &mut TurnRow, fact: TurnEvent, usage: &mut UsageDeltas) {
         | TurnEvent::UpdateRecorded { .. }
         | TurnEvent::UpdateUnreadable { .. }
         | TurnEvent::ReplyStarted { .. } => {}
+        TurnEvent::MessageScored { policy, findings, scored_at } => {
+            row.policy_owner = Some(policy.owner.as_ref().to_owned());
+            row.policy_version = Some(policy.version.into());
+            row.policy_dry_run = Some(policy.dry_run);
+            row.findings = serde_json::to_value(&findings).ok();
+            row.flagged = findings.detectors().iter().map(|one| one.as_ref().to_owned()).collect();
+            if let Some(found) = findings.intent {
+                row.oos_permille = Some(found.oos_permille.into());
+                row.intent = Some(found.intent);
+            }
+            row.scored_at = Some(scored_at);
+        }
         TurnEvent::TurnAdmitted { admission, admitted_at } => {
             row.session = i32::try_from(admission.session).ok();
             row.provider = Some(admission.provider);
@@ -370,6 +406,12 @@ pub struct TurnFilter {
     /// Any of these refusals.
     pub refusal_kinds: Option<Vec<String>>,
     pub open: Option<bool>,
+    /// Any of these detectors saw something.
+    pub flagged: Option<Vec<String>>,
+    /// At least so certainly off topic, in thousandths.
+    pub oos_from: Option<i32>,
+    /// Judged by a policy that only watched, or by one in force.
+    pub dry_run: Option<bool>,
     /// Received at or after.
     pub received_from: Option<DateTime<Utc>>,
     /// Received before.
@@ -397,6 +439,16 @@ impl TurnFilter {
         }
         if let Some(open) = self.open {
             query.push(" AND open = ").push_bind(open);
+        }
+        if let Some(detectors) = &self.flagged {
+            // Both conditions: the index holds only what was flagged at all.
+            query.push(" AND flagged <> '{}' AND flagged && ").push_bind(detectors.clone());
+        }
+        if let Some(oos) = self.oos_from {
+            query.push(" AND oos_permille >= ").push_bind(oos);
+        }
+        if let Some(dry_run) = self.dry_run {
+            query.push(" AND policy_dry_run = ").push_bind(dry_run);
         }
         if let Some(from) = self.received_from {
             query.push(" AND received_at >= ").push_bind(from);

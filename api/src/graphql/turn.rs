@@ -267,6 +267,7 @@ impl TurnFilterInput {
             open: self.open,
             received_from: self.received_from,
             received_until: self.received_until,
+            ..TurnFilter::default()
         })
     }
 }
