@@ -9,12 +9,9 @@
 //! events, errors, `decide`, `apply`, wired by `aggregate!`; a line in [`catalog`]; golden files
 //! under `tests/golden/`. To add an event: a variant, its arm in `apply`, a golden payload.
 
-pub mod account;
 pub mod access_list;
 mod aggregate;
 pub mod bot;
-pub mod budget;
-pub mod budget_share;
 pub mod catalog;
 pub mod chat_session;
 mod clock;
@@ -25,7 +22,6 @@ pub mod leaf;
 mod metadata;
 pub mod operator;
 pub mod policy;
-pub mod price;
 pub mod quota;
 pub mod rate_limit;
 mod recorded;

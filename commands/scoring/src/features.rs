@@ -103,6 +103,12 @@ impl Counts {
         Self::of(text, 0..text.words().len(), symbols)
     }
 
+    /// The buckets of single words, ascending, once per occurrence.
+    #[must_use]
+    pub fn single_words(&self) -> &[u32] {
+        &self.singles
+    }
+
     /// Whether there is nothing to judge by.
     #[must_use]
     pub fn is_empty(&self) -> bool {

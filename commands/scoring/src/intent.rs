@@ -1,0 +1,290 @@
+//! What somebody wants from a bot, and whether the bot is there for it.
+//!
+//! A bot's owner gives each intent a few examples; [`IntentModel::train`] makes a model of them within
+//! milliseconds. Out of scope is what lies far from every intent, close to no example, uses words no
+//! example has, and resembles the ordinary messages of [`background`].
+
+pub mod background;
+mod training;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::Normalised;
+use crate::calibrate::Platt;
+use crate::features::{Counts, SparseVector, Symbols, Vocabulary};
+use crate::linear::Linear;
+use crate::model_file::{self, Damage, Kind, Reader, Writer};
+use training::Material;
+
+/// The label of texts that belong to no intent, in files and in [`Example::intent`].
+pub const OUT_OF_SCOPE: &str = "oos";
+
+/// Most examples of a model, negatives included.
+pub const MOST_EXAMPLES: usize = 100_000;
+
+/// Most intents of a model.
+pub const MOST_INTENTS: usize = 1_000;
+
+/// A text an owner wrote for an intent; with [`OUT_OF_SCOPE`], one that is none of the bot's business.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Example {
+    pub text: String,
+    pub intent: String,
+}
+
+/// How a model is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// Share of in-scope messages that may be taken for out of scope, in thousandths.
+    pub false_rejection_permille: u16,
+    /// Whether the shipped [`background`] takes part.
+    pub background: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { false_rejection_permille: 50, background: true }
+    }
+}
+
+/// Why no model can be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TrainingError {
+    #[error("there is no intent to learn: give examples whose intent is not \"{OUT_OF_SCOPE}\"")]
+    NoIntents,
+    #[error("example {number} (counted from 1) has no letters or digits")]
+    EmptyExample { number: usize },
+    #[error("example {number} (counted from 1) names no intent")]
+    UnnamedIntent { number: usize },
+    #[error("there are {found} examples; a model takes at most {MOST_EXAMPLES}")]
+    TooManyExamples { found: usize },
+    #[error("there are {found} intents; a model takes at most {MOST_INTENTS}")]
+    TooManyIntents { found: usize },
+    #[error("vector {number} (counted from 1) has {found} numbers instead of {expected}, or not only numbers")]
+    UnfitVector { number: usize, found: usize, expected: usize },
+}
+
+/// What a model says about a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IntentScore {
+    /// The best intent, given even for texts that are out of scope.
+    pub intent: String,
+    /// Out-of-scope probability, 0 to 1, for an even prior. Approximate: see the guide.
+    pub oos_score: f64,
+    /// The same in whole thousandths, for events.
+    pub oos_permille: u16,
+    /// The model's own decision: the score is above what all but a few of its examples reach. The same as
+    /// `oos_score > 0.5`.
+    pub oos: bool,
+    /// Probability that the text asks for exactly this intent, 0 to 1.
+    pub confidence: f64,
+    /// What the decision was made from.
+    pub signals: Signals,
+}
+
+/// The parts of the out-of-scope score, for explanations.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Signals {
+    /// Distance inside the best intent; negative outside of all.
+    pub margin: f32,
+    /// Likeness to the closest example, 0 to 1.
+    pub cosine: f32,
+    /// Share of words that no example has, 0 to 1; 0 for embeddings.
+    pub unseen: f32,
+    /// Distance inside the background class; 0 without one.
+    pub background: f32,
+}
+
+impl Signals {
+    /// Larger is farther out of scope. Weights: `../shared/facts/scoring.md` §1.
+    #[must_use]
+    pub fn score(self) -> f64 {
+        f64::from(-self.margin - self.cosine + 0.5 * self.unseen + 0.5 * self.background)
+    }
+}
+
+/// How different the examples of an intent are from one another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diversity {
+    pub intent: String,
+    /// Different examples.
+    pub examples: u32,
+    /// Mean distance of an example from its closest neighbour, in thousandths: 0 is copies of one text,
+    /// 1000 texts without anything in common. Below [`Diversity::LOW`] the examples are paraphrases of one
+    /// another, and the model will reject what people really write.
+    pub permille: u16,
+}
+
+impl Diversity {
+    /// Below this an owner should be asked for other wordings.
+    pub const LOW: u16 = 350;
+}
+
+/// What decides after the classifier: shared by n-grams and embeddings.
+#[derive(Clone, Debug, PartialEq)]
+struct Head {
+    intents: Vec<String>,
+    /// From the score to the out-of-scope probability; one half is the decision.
+    oos: Platt,
+    /// From the distance between the best two margins to the probability that the best is right.
+    right: Platt,
+}
+
+impl Head {
+    fn judge(&self, look: training::Look) -> IntentScore {
+        let oos_score = self.oos.probability(look.signals.score());
+        let in_scope = 1.0 - oos_score;
+        IntentScore {
+            intent: self.intents[look.best].clone(),
+            oos_score,
+            oos_permille: (oos_score * 1000.0).round() as u16,
+            oos: oos_score > 0.5,
+            confidence: in_scope * self.right.probability(look.lead),
+            signals: look.signals,
+        }
+    }
+}
+
+/// A bot's intents by words and character sequences: needs nothing but the examples.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IntentModel {
+    version: String,
+    separator: training::Separator,
+    head: Head,
+}
+
+impl IntentModel {
+    /// Trains a model. The order of examples and their repetition change nothing.
+    ///
+    /// `examples` are the owner's, of which those with [`OUT_OF_SCOPE`] are negatives: "not this".
+    ///
+    /// # Errors
+    /// When there is no intent, an example is empty, or there are too many.
+    pub fn train(examples: &[Example], options: Options) -> Result<Self, TrainingError> {
+        let (own, intents) = sorted(examples)?;
+        let texts: Vec<Normalised> = own.iter().map(|example| Normalised::of(&example.text)).collect();
+        let lines = if options.background { background::for_texts(&texts) } else { Vec::new() };
+        let version = version_of(&own, &lines, options);
+        let mut classes: Vec<usize> = own.iter().map(|example| class_of(&example.intent, &intents)).collect();
+        classes.extend(lines.iter().map(|_| intents.len() + 1));
+        let counts = texts.iter().map(|text| Counts::of_text(text, Symbols::Ignored));
+        let lines = lines.iter().map(|line| Counts::of_text(&Normalised::of(line), Symbols::Ignored));
+        let material = Material::Texts(counts.chain(lines).collect());
+        let rejection = f64::from(options.false_rejection_permille) / 1000.0;
+        let outcome = training::train(&material, &classes, intents.len(), rejection);
+        let head = Head { intents, oos: outcome.oos, right: outcome.right };
+        Ok(Self { version, separator: outcome.separator, head })
+    }
+
+    /// What a text asks for. A text without letters and digits is out of scope like one of unknown words.
+    #[must_use]
+    pub fn predict(&self, text: &Normalised) -> IntentScore {
+        let counts = Counts::of_text(text, Symbols::Ignored);
+        self.head.judge(self.separator.look(&self.separator.encode_text(&counts)))
+    }
+
+    /// The names of the intents, ascending.
+    #[must_use]
+    pub fn intents(&self) -> &[String] {
+        &self.head.intents
+    }
+
+    /// SHA-256 in hexadecimal of what the model is made from: examples, background, options and format.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The model as a file; [`model_file`] says how it is framed.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = Writer::new(Kind::Intent);
+        writer.text(&self.version);
+        writer.length(self.head.intents.len());
+        for intent in &self.head.intents {
+            writer.text(intent);
+        }
+        for platt in [self.head.oos, self.head.right] {
+            writer.f64(platt.slope);
+            writer.f64(platt.offset);
+        }
+        self.separator.write(&mut writer);
+        writer.finish()
+    }
+
+    /// Reads what [`IntentModel::to_bytes`] gave.
+    ///
+    /// # Errors
+    /// When the file is none, damaged, or of another kind or format.
+    pub fn from_bytes(file: &[u8]) -> Result<Self, Damage> {
+        let mut reader = Reader::open_kind(file, Kind::Intent)?;
+        let version = reader.text()?;
+        let count = reader.length(4)?;
+        let intents: Vec<String> = (0..count).map(|_| reader.text()).collect::<Result<_, _>>()?;
+        if intents.is_empty() || intents.len() > MOST_INTENTS {
+            return Err(Damage::Inconsistent("the intents"));
+        }
+        let mut platt = || Ok(Platt { slope: reader.f64()?, offset: reader.f64()? });
+        let (oos, right) = (platt()?, platt()?);
+        let separator = training::Separator::read(&mut reader, intents.len())?;
+        reader.finish()?;
+        Ok(Self { version, separator, head: Head { intents, oos, right } })
+    }
+}
+
+/// Examples without repetitions in an order of their own, and the names of the intents.
+fn sorted(examples: &[Example]) -> Result<(Vec<&Example>, Vec<String>), TrainingError> {
+    if examples.len() > MOST_EXAMPLES {
+        return Err(TrainingError::TooManyExamples { found: examples.len() });
+    }
+    for (at, example) in examples.iter().enumerate() {
+        if !example.text.chars().any(char::is_alphanumeric) {
+            return Err(TrainingError::EmptyExample { number: at + 1 });
+        }
+        if example.intent.trim().is_empty() {
+            return Err(TrainingError::UnnamedIntent { number: at + 1 });
+        }
+    }
+    let mut own: Vec<&Example> = examples.iter().collect();
+    own.sort();
+    own.dedup();
+    // File order is alphabetical now; neighbours are alike, and would all be in different folds.
+    own.sort_by_cached_key(|example| Sha256::digest(&example.text).to_vec());
+    let mut intents: Vec<String> = own.iter().map(|example| example.intent.clone()).collect();
+    intents.sort();
+    intents.dedup();
+    intents.retain(|intent| intent != OUT_OF_SCOPE);
+    if intents.is_empty() {
+        return Err(TrainingError::NoIntents);
+    }
+    if intents.len() > MOST_INTENTS {
+        return Err(TrainingError::TooManyIntents { found: intents.len() });
+    }
+    Ok((own, intents))
+}
+
+fn class_of(intent: &str, intents: &[String]) -> usize {
+    intents.binary_search_by(|other| other.as_str().cmp(intent)).unwrap_or(intents.len())
+}
+
+fn version_of(examples: &[&Example], background: &[&str], options: Options) -> String {
+    let mut digest = Sha256::new();
+    // Every part is preceded by its length, so that no two contents give the same bytes.
+    let mut part = |bytes: &[u8]| {
+        digest.update((bytes.len() as u64).to_le_bytes());
+        digest.update(bytes);
+    };
+    part(b"botledger intent model");
+    part(&model_file::FORMAT.to_le_bytes());
+    part(&options.false_rejection_permille.to_le_bytes());
+    for example in examples {
+        part(example.intent.as_bytes());
+        part(example.text.as_bytes());
+    }
+    part(b"background");
+    for line in background {
+        part(line.as_bytes());
+    }
+    hex::encode(digest.finalize())
+}

@@ -1,0 +1,366 @@
+//! From examples to a separator and its calibration.
+
+use super::Signals;
+use crate::calibrate::{Platt, upper_quantile};
+use crate::features::{Counts, SparseVector, Vocabulary};
+use crate::linear::{Linear, Training};
+use crate::model_file::{Damage, Reader, Writer};
+
+/// Parts of cross-validation.
+const FOLDS: u8 = 5;
+
+/// Examples closer than this go into the same part of cross-validation: what is known of one is known of
+/// the other, so that the model would look better than it is.
+const TWINS: f32 = 0.8;
+
+/// What a model is trained on, in an order that depends on the content only.
+pub(super) enum Material {
+    Texts(Vec<Counts>),
+    Vectors { vectors: Vec<SparseVector>, dimensions: usize },
+}
+
+impl Material {
+    fn len(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.len(),
+            Self::Vectors { vectors, .. } => vectors.len(),
+        }
+    }
+}
+
+/// An example as the classifier has it: a vector and how many of its words are unknown.
+pub(super) struct Encoded {
+    pub(super) vector: SparseVector,
+    pub(super) unseen: f32,
+}
+
+/// What a separator sees in a text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    pub(super) best: usize,
+    /// How far the best intent is ahead of the second; of itself when it is the only one.
+    pub(super) lead: f64,
+    pub(super) signals: Signals,
+}
+
+/// The classifier with its memory of examples.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Separator {
+    /// `None` for embeddings.
+    pub(super) vocabulary: Option<Vocabulary>,
+    /// Buckets of words that occur in examples of intents.
+    known: Vec<u32>,
+    /// One class per intent, and the background as the last where there is any.
+    linear: Linear,
+    intents: usize,
+    neighbours: Neighbours,
+}
+
+impl Separator {
+    /// Learns from the material whose `class` is given; `intents` and above is background.
+    fn learn(material: &Material, classes: &[Option<usize>], intents: usize, training: Training) -> Self {
+        let chosen = || classes.iter().enumerate().filter_map(|(at, class)| class.map(|class| (at, class)));
+        let labels: Vec<usize> = chosen().map(|(_, class)| class.min(intents)).collect();
+        let (vocabulary, known, vectors, columns) = match material {
+            Material::Texts(texts) => {
+                let vocabulary = Vocabulary::learn(chosen().map(|(at, _)| &texts[at]));
+                let mut known: Vec<u32> = chosen()
+                    .filter(|(_, class)| *class < intents)
+                    .flat_map(|(at, _)| texts[at].single_words().iter().copied())
+                    .collect();
+                known.sort_unstable();
+                known.dedup();
+                let vectors: Vec<_> = chosen().map(|(at, _)| vocabulary.weigh(&texts[at])).collect();
+                let columns = vocabulary.columns();
+                (Some(vocabulary), known, vectors, columns)
+            }
+            Material::Vectors { vectors, dimensions } => {
+                (None, Vec::new(), chosen().map(|(at, _)| vectors[at].clone()).collect(), *dimensions)
+            }
+        };
+        let background = labels.contains(&intents);
+        let linear = Linear::train(&vectors, &labels, intents + usize::from(background), columns, training);
+        let own = vectors.iter().zip(&labels).filter(|(_, label)| **label < intents).map(|(vector, _)| vector);
+        let neighbours = Neighbours::of(own, columns);
+        Self { vocabulary, known, linear, intents, neighbours }
+    }
+
+    fn encode(&self, material: &Material, at: usize) -> Encoded {
+        match (material, &self.vocabulary) {
+            (Material::Texts(texts), Some(_)) => self.encode_text(&texts[at]),
+            (Material::Vectors { vectors, .. }, _) => Encoded { vector: vectors[at].clone(), unseen: 0.0 },
+            (Material::Texts(_), None) => unreachable!("texts are learned with a vocabulary"),
+        }
+    }
+
+    pub(super) fn encode_text(&self, text: &Counts) -> Encoded {
+        let words = text.single_words();
+        let unseen = words.iter().filter(|bucket| self.known.binary_search(bucket).is_err()).count();
+        let unseen = if words.is_empty() { 1.0 } else { unseen as f32 / words.len() as f32 };
+        let vector = self.vocabulary.as_ref().map(|vocabulary| vocabulary.weigh(text)).unwrap_or_default();
+        Encoded { vector, unseen }
+    }
+
+    pub(super) fn look(&self, text: &Encoded) -> Look {
+        let margins = self.linear.margins(&text.vector);
+        let (own, background) = margins.split_at(self.intents);
+        let mut best = 0;
+        let mut second = f32::NEG_INFINITY;
+        for (intent, margin) in own.iter().enumerate().skip(1) {
+            if *margin > own[best] {
+                second = own[best];
+                best = intent;
+            } else {
+                second = second.max(*margin);
+            }
+        }
+        let margin = own[best];
+        let lead = if second.is_finite() { margin - second } else { margin };
+        let signals = Signals {
+            margin,
+            cosine: self.neighbours.closest(&text.vector),
+            unseen: text.unseen,
+            background: background.first().copied().unwrap_or(0.0),
+        };
+        Look { best, lead: f64::from(lead), signals }
+    }
+
+    pub(super) fn write(&self, to: &mut Writer) {
+        to.u32(u32::from(self.vocabulary.is_some()));
+        if let Some(vocabulary) = &self.vocabulary {
+            vocabulary.write(to);
+        }
+        to.u32s(&self.known);
+        self.neighbours.write(to);
+        self.linear.write(to);
+    }
+
+    pub(super) fn read(from: &mut Reader<'_>, intents: usize) -> Result<Self, Damage> {
+        let vocabulary = match from.u32()? {
+            0 => None,
+            1 => Some(Vocabulary::read(from)?),
+            _ => return Err(Damage::Inconsistent("its features")),
+        };
+        let known = from.u32s()?;
+        if !known.is_sorted() {
+            return Err(Damage::Inconsistent("the known words"));
+        }
+        let neighbours = Neighbours::read(from)?;
+        let columns = vocabulary.as_ref().map_or(neighbours.columns(), Vocabulary::columns);
+        if neighbours.columns() != columns {
+            return Err(Damage::Inconsistent("the examples"));
+        }
+        let linear = Linear::read(from, columns)?;
+        if linear.classes() < intents || linear.classes() > intents + 1 {
+            return Err(Damage::Inconsistent("the number of intents"));
+        }
+        Ok(Self { vocabulary, known, linear, intents, neighbours })
+    }
+
+    /// Number of columns of a vector.
+    pub(super) fn columns(&self) -> usize {
+        self.neighbours.columns()
+    }
+}
+
+/// The examples, by column, so that a text meets only those it shares something with.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Neighbours {
+    examples: usize,
+    /// Where each column's entries begin, and the end of the last.
+    starts: Vec<u32>,
+    owners: Vec<u32>,
+    values: Vec<f32>,
+}
+
+impl Neighbours {
+    fn of<'a>(vectors: impl Iterator<Item = &'a SparseVector> + Clone, columns: usize) -> Self {
+        let place = |count: usize| u32::try_from(count).expect("examples have less than 2^32 features");
+        let mut sizes = vec![0_usize; columns];
+        let mut examples = 0;
+        for vector in vectors.clone() {
+            examples += 1;
+            for column in &vector.columns {
+                sizes[*column as usize] += 1;
+            }
+        }
+        let mut starts = Vec::with_capacity(columns + 1);
+        let mut total = 0;
+        for size in sizes {
+            starts.push(place(total));
+            total += size;
+        }
+        starts.push(place(total));
+        let mut next: Vec<usize> = starts.iter().map(|start| *start as usize).collect();
+        let (mut owners, mut values) = (vec![0; total], vec![0.0; total]);
+        for (owner, vector) in vectors.enumerate() {
+            for (column, value) in vector.columns.iter().zip(&vector.values) {
+                let at = &mut next[*column as usize];
+                owners[*at] = place(owner);
+                values[*at] = *value;
+                *at += 1;
+            }
+        }
+        Self { examples, starts, owners, values }
+    }
+
+    fn columns(&self) -> usize {
+        self.starts.len().saturating_sub(1)
+    }
+
+    /// The largest cosine with an example; 0 when nothing is shared.
+    fn closest(&self, vector: &SparseVector) -> f32 {
+        let mut products = vec![0.0_f32; self.examples];
+        for (column, value) in vector.columns.iter().zip(&vector.values) {
+            let column = *column as usize;
+            let (Some(from), Some(to)) = (self.starts.get(column), self.starts.get(column + 1)) else { continue };
+            let entries = *from as usize..*to as usize;
+            for (owner, other) in self.owners[entries.clone()].iter().zip(&self.values[entries]) {
+                products[*owner as usize] += value * other;
+            }
+        }
+        products.into_iter().fold(0.0, f32::max)
+    }
+
+    fn write(&self, to: &mut Writer) {
+        to.length(self.examples);
+        to.u32s(&self.starts);
+        to.u32s(&self.owners);
+        to.f32s(&self.values);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Damage> {
+        let examples = from.u32()? as usize;
+        let (starts, owners, values) = (from.u32s()?, from.u32s()?, from.f32s()?);
+        let entries = starts.last().copied().unwrap_or(0) as usize;
+        let sound = examples <= super::MOST_EXAMPLES
+            && starts.is_sorted()
+            && starts.first().is_some_and(|first| *first == 0)
+            && owners.len() == entries
+            && values.len() == entries
+            && owners.iter().all(|owner| (*owner as usize) < examples);
+        if !sound {
+            return Err(Damage::Inconsistent("the examples"));
+        }
+        Ok(Self { examples, starts, owners, values })
+    }
+}
+
+/// A trained and calibrated separator.
+pub(super) struct Outcome {
+    pub(super) separator: Separator,
+    pub(super) oos: Platt,
+    pub(super) right: Platt,
+}
+
+/// The order of the material must not depend on the order it came in. Classes from `intents` on are
+/// background: `intents` itself what the owner ruled out, above it the shipped lines.
+pub(super) fn train(material: &Material, classes: &[usize], intents: usize, false_rejection: f64) -> Outcome {
+    let training = Training::default();
+    let folds = folds(material, classes, intents);
+    let mut kept: Vec<Option<usize>> = classes.iter().copied().map(Some).collect();
+    drop_own_lines(material, &mut kept, &folds, intents, training);
+    let separator_without = |fold: u8| {
+        let part: Vec<Option<usize>> =
+            kept.iter().zip(&folds).map(|(class, own)| class.filter(|_| *own != Some(fold))).collect();
+        Separator::learn(material, &part, intents, training)
+    };
+    // The whole and its parts are trained beside each other: each alone, so the result is the same.
+    let (separator, parts) = std::thread::scope(|scope| {
+        let whole = scope.spawn(|| Separator::learn(material, &kept, intents, training));
+        let parts: Vec<Separator> = (0..FOLDS).map(separator_without).collect();
+        (whole.join().expect("training does not panic"), parts)
+    });
+    let (mut inside, mut outside, mut right, mut wrong) = (vec![], vec![], vec![], vec![]);
+    for (at, (class, fold)) in kept.iter().zip(&folds).enumerate() {
+        let (Some(class), Some(fold)) = (class, fold) else { continue };
+        let part = &parts[usize::from(*fold)];
+        let look = part.look(&part.encode(material, at));
+        if *class >= intents {
+            outside.push(look.signals.score());
+            continue;
+        }
+        inside.push(look.signals.score());
+        if look.best == *class { right.push(look.lead) } else { wrong.push(look.lead) }
+    }
+    let border = upper_quantile(&inside, 1.0 - false_rejection).unwrap_or(0.0);
+    let oos = Platt::fit_through(&inside, &outside, border);
+    Outcome { separator, oos, right: Platt::fit(&wrong, &right) }
+}
+
+/// The part of cross-validation each example is in; `None` for the only example of an intent, which
+/// cannot be left out.
+fn folds(material: &Material, classes: &[usize], intents: usize) -> Vec<Option<u8>> {
+    let vocabulary = match material {
+        Material::Texts(texts) => Some(Vocabulary::learn(texts)),
+        Material::Vectors { .. } => None,
+    };
+    let vector = |at: usize| match (material, &vocabulary) {
+        (Material::Texts(texts), Some(vocabulary)) => vocabulary.weigh(&texts[at]),
+        (Material::Vectors { vectors, .. }, _) => vectors[at].clone(),
+        (Material::Texts(_), None) => unreachable!("texts have a vocabulary"),
+    };
+    let mut folds = vec![None; material.len()];
+    let mut members: Vec<Vec<usize>> = vec![Vec::new(); intents];
+    for (at, class) in classes.iter().enumerate() {
+        match members.get_mut(*class) {
+            Some(members) => members.push(at),
+            None => folds[at] = Some(part(at)),
+        }
+    }
+    for members in members.iter().filter(|members| members.len() > 1) {
+        let vectors: Vec<SparseVector> = members.iter().map(|at| vector(*at)).collect();
+        let room = members.len().div_ceil(usize::from(FOLDS));
+        let mut sizes = [0_usize; FOLDS as usize];
+        for place in 0..members.len() {
+            let twin = (0..place).find_map(|other| {
+                let fold: Option<u8> = folds[members[other]];
+                fold.filter(|fold| sizes[usize::from(*fold)] < room && vectors[place].dot(&vectors[other]) > TWINS)
+            });
+            let emptiest = (0..FOLDS).min_by_key(|fold| sizes[usize::from(*fold)]).unwrap_or(0);
+            let fold = twin.unwrap_or(emptiest);
+            sizes[usize::from(fold)] += 1;
+            folds[members[place]] = Some(fold);
+        }
+    }
+    folds
+}
+
+fn part(at: usize) -> u8 {
+    u8::try_from(at % usize::from(FOLDS)).expect("a remainder of five fits")
+}
+
+/// Shipped lines that look more like the bot's task than most of its own examples do are left out:
+/// chatting about recipes is nobody's task except a kitchen bot's.
+fn drop_own_lines(
+    material: &Material,
+    kept: &mut [Option<usize>],
+    folds: &[Option<u8>],
+    intents: usize,
+    training: Training,
+) {
+    let own = |class: &Option<usize>| class.filter(|class| *class <= intents);
+    let mut inside = Vec::new();
+    for fold in 0..FOLDS {
+        let part: Vec<Option<usize>> =
+            kept.iter().zip(folds).map(|(class, in_fold)| own(class).filter(|_| *in_fold != Some(fold))).collect();
+        let separator = Separator::learn(material, &part, intents, training);
+        for (at, class) in kept.iter().enumerate() {
+            if folds[at] == Some(fold) && class.is_some_and(|class| class < intents) {
+                inside.push(separator.look(&separator.encode(material, at)).signals.score());
+            }
+        }
+    }
+    let Some(border) = upper_quantile(&inside, OWN_LINES) else { return };
+    let part: Vec<Option<usize>> = kept.iter().map(own).collect();
+    let separator = Separator::learn(material, &part, intents, training);
+    for (at, class) in kept.iter_mut().enumerate() {
+        let shipped = class.is_some_and(|class| class > intents);
+        if shipped && separator.look(&separator.encode(material, at)).signals.score() < border {
+            *class = None;
+        }
+    }
+}
+
+/// Share of own examples, held out, that a shipped line must look less like the task than.
+const OWN_LINES: f64 = 0.6;
