@@ -2,7 +2,9 @@
 
 use schemars::Schema;
 
-use crate::{access_list, bot, chat_session, operator, policy, quota, rate_limit, standing, subject, turn, workspace};
+use crate::{
+    access_list, bot, chat_session, operator, policy, quota, rate_limit, standing, subject, turn, workspace,
+};
 
 /// One aggregate as the outside sees it.
 #[derive(Clone, Debug)]
