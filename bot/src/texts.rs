@@ -2,10 +2,11 @@
 //! caller and escaped here.
 
 pub(crate) mod standing;
-pub(crate) mod usage;
 
 use botledger_commands::Found;
-use botledger_domain::{Language, signal::Detector, standing::Explanation, turn::RefusalReason};
+use botledger_domain::{
+    Language, quota::QuotaLeft, signal::Detector, standing::Explanation, turn::RefusalReason,
+};
 use chrono::{DateTime, Utc};
 
 use crate::commands::Command;
@@ -133,6 +134,36 @@ pub(crate) fn unsupported(language: Language) -> String {
         "Пока я понимаю только текст. Напишите, пожалуйста, что вы хотите узнать.",
     )
     .to_owned()
+}
+
+pub(crate) fn quota(language: Language, left: &QuotaLeft, now: DateTime<Utc>) -> String {
+    let resets = moment(language, left.resets_at, now);
+    let (remaining, limit) = (tokens(language, left.remaining), tokens(language, left.limit));
+    match language {
+        Language::En => format!("{remaining} left of {limit}. Resets at {resets}."),
+        Language::Ru => format!("Осталось {remaining} из {limit}. Обновится в {resets}."),
+    }
+}
+
+pub(crate) fn usage(language: Language, left: &QuotaLeft, now: DateTime<Utc>) -> String {
+    let heading = pick(language, "**Your usage**", "**Ваш расход**");
+    let used = tokens(language, left.used);
+    let held = match (left.reserved, language) {
+        (0, _) => String::new(),
+        (held, Language::En) => format!("\n- held by answers being written: {}", tokens(language, held)),
+        (held, Language::Ru) => {
+            format!("\n- отложено на ответы, которые пишутся: {}", tokens(language, held))
+        }
+    };
+    let used = match language {
+        Language::En => format!("- used in this period: {used}"),
+        Language::Ru => format!("- израсходовано за период: {used}"),
+    };
+    format!("{heading}\n\n{used}{held}\n- {}", quota(language, left, now))
+}
+
+pub(crate) fn no_quota(language: Language) -> String {
+    pick(language, "No quota is set up yet.", "Квота ещё не назначена.").to_owned()
 }
 
 pub(crate) fn status(
@@ -622,6 +653,13 @@ mod tests {
 
     #[test]
     fn every_text_speaks_both_languages() {
+        let left = QuotaLeft {
+            limit: 10,
+            used: 1,
+            reserved: 2,
+            remaining: 7,
+            resets_at: at("2026-11-25T00:00:00Z"),
+        };
         let now = at("2026-11-24T10:00:00Z");
         let all = |language| {
             vec![
@@ -629,6 +667,7 @@ mod tests {
                 help(language),
                 unknown_command(language),
                 unsupported(language),
+                usage(language, &left, now),
                 status(language, &Standing::default().explain(now), "q", Some(1), "m", now),
                 privacy(language),
                 settings(language),

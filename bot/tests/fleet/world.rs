@@ -13,9 +13,8 @@ use botledger_commands::{
 };
 use botledger_domain::{
     BotId, InstanceId, ModelName, PlanName, SubjectId, WorkspaceId,
-    account::LimitLeft,
     bot::{BotRateLimits, BotSettings, RateLimit, UpdateMode},
-    quota::{Period, PlanTerms},
+    quota::{Period, PlanTerms, QuotaLeft},
 };
 use botledger_journal::JournalConfig;
 use botledger_llm::{Ollama, OllamaLimits};
@@ -362,9 +361,9 @@ impl World {
         instance.app.core.vault.subject_id(self.workspace, person.id)
     }
 
-    pub(crate) async fn quota(&self, instance: &Instance, person: &Person) -> LimitLeft {
+    pub(crate) async fn quota(&self, instance: &Instance, person: &Person) -> QuotaLeft {
         let subject = self.subject(instance, person);
-        instance.app.quotas.left(self.workspace, subject).await.unwrap().remove(0)
+        instance.app.quotas.left(self.workspace, subject).await.unwrap().unwrap()
     }
 
     /// Waits until somebody polls for the bot.
