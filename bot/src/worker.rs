@@ -103,6 +103,15 @@ pub(crate) async fn work_off(bot: &Arc<HeldBot>, started: &Started) -> End {
     End::Done
 }
 
+/// Whether a person may do this while they are blocked.
+fn is_for_blocked_people(ask: &Ask, text: &str) -> bool {
+    match ask {
+        Ask::Command { name } => Command::find(name).is_some_and(Command::is_for_blocked_people),
+        Ask::Callback => matches!(Button::read(text), Some(Button::Language(_))),
+        Ask::Text | Ask::Unsupported { .. } => false,
+    }
+}
+
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -222,13 +231,23 @@ impl Worker<'_> {
             },
             open: admitted.streaming,
         };
+        let gate = &self.bot.deps.app.gate;
+        let turn = self.started.work.turn;
+        let kept = gate.keep(turn, &admitted);
         let typing = self.type_on(&destination);
         let generated = tokio::select! {
             never = typing => never,
             generated = self.generate(&admitted.request, &mut screen) => generated,
         };
+        drop(kept);
         let Some(generated) = generated else { return Ok(Next::Done) };
         crash::point("generated");
+        let used = match &generated {
+            Ok((_, completion)) => Some(completion.usage),
+            Err(failure) => failure.used,
+        };
+        let used = used.map_or(0, |used| used.prompt_tokens.saturating_add(used.completion_tokens));
+        gate.settle(turn, &admitted, used).await;
         let (text, completion) = match generated {
             Ok(generated) => generated,
             Err(failure) => {
@@ -323,13 +342,15 @@ impl Worker<'_> {
     async fn answer_ourselves(&self, message: &Message) -> Result<Next, StepError> {
         let app = &self.bot.deps.app;
         let turn = self.started.work.turn;
-        if app.gate.refuse_unless_allowed(&self.caller, turn, self.bot.fence).await?.is_some() {
-            return Ok(Next::Again);
-        }
         let Some(BodyContent::Update { text, .. }) = app.turns.open_body(message.body.body_id).await? else {
             return self.miss_the_message().await;
         };
         let text = text.unwrap_or_default();
+        let mends = is_for_blocked_people(&message.ask, &text);
+        let refused = app.gate.refuse_unless_allowed(&self.caller, turn, self.bot.fence, mends).await?;
+        if refused.is_some() {
+            return Ok(Next::Again);
+        }
         let begun = Instant::now();
         let answer = match &message.ask {
             Ask::Command { name } => match Command::find(name) {

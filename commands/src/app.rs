@@ -6,9 +6,9 @@ use redis::aio::ConnectionManager;
 use sqlx::PgPool;
 
 use crate::{
-    AccessLists, Audit, Bots, Gate, GateDefaults, Histories, KeyRing, Operators, Policies, Quotas, RateDefaults, RateLimiter, RateLimits,
-    Sessions, SharedIds, Standings, Subjects, TelegramProbe, Turns, Vault, Workspaces,
-    rate_limit::Overrides,
+    AccessLists, Audit, Bots, Gate, GateDefaults, Histories, KeyRing, Operators, Policies, Quotas,
+    RateDefaults, RateLimiter, RateLimits, Sessions, SharedIds, Standings, Subjects, TelegramProbe, Turns,
+    Vault, Workspaces, rate_limit::Overrides,
 };
 
 /// What every use case stands on.
@@ -81,14 +81,15 @@ impl App {
         let limiter = RateLimiter::new(redis, clock, config.redis_patience)
             .with_defaults(config.rates)
             .with_overrides(overrides.clone());
+        let access_lists = AccessLists::new(Arc::clone(&core));
         Self {
             bots: Bots::new(Arc::clone(&core), probe),
             turns: Turns::new(Arc::clone(&core), subjects.clone()),
             histories: Histories::new(Arc::clone(&core)),
-            gate: Gate::new(Arc::clone(&core), limiter.clone(), config.gate),
+            gate: Gate::new(Arc::clone(&core), access_lists.clone(), limiter.clone(), config.gate),
             quotas: Quotas::new(Arc::clone(&core)),
             rate_limits: RateLimits::new(Arc::clone(&core), limiter, overrides, config.rates, messages),
-            access_lists: AccessLists::new(Arc::clone(&core)),
+            access_lists,
             standings: Standings::new(Arc::clone(&core)),
             policies: Policies::new(Arc::clone(&core)),
             operators: Operators::new(Arc::clone(&core), workspaces.clone(), audit.clone()),
@@ -115,7 +116,11 @@ pub fn describe_metrics() {
         Unit::Count,
         "Rate decisions by outcome: admitted, repeated, refused"
     );
-    describe_histogram!("botledger_rate_limit_script_seconds", Unit::Seconds, "Scripts in Redis, with the way there");
+    describe_histogram!(
+        "botledger_rate_limit_script_seconds",
+        Unit::Seconds,
+        "Scripts in Redis, with the way there"
+    );
     describe_counter!(
         "botledger_rate_limit_fallbacks_total",
         Unit::Count,

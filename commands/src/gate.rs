@@ -1,4 +1,4 @@
-//! The gate: standing, rate limits, quota. One append set a decision, with its reason.
+//! The gate: access lists, standing, rate limits, quota. One append set a decision, with its reason.
 
 mod ask;
 
@@ -10,7 +10,7 @@ use botledger_domain::{
     chat_session::{ChatSession, ChatSessionCommand},
     quota::{Quota, QuotaCommand, QuotaEvent},
     quota_stream,
-    standing::Standing,
+    standing::{BlockCause, Standing, Verdict},
     standing_stream,
     turn::{Admission, Message, RefusalReason, Turn, TurnCommand, TurnError, TurnPhase},
     workspace::Workspace,
@@ -21,7 +21,10 @@ use chrono::{DateTime, Utc};
 use moka::sync::Cache;
 
 use self::ask::{Asked, FIT_OVERHEAD};
-use crate::{BodyContent, Caller, CommandError, Core, RateLimiter, VaultError, execute::ATTEMPTS};
+use crate::{
+    Access, AccessLists, BodyContent, Caller, CommandError, Core, KeptCall, RateCall, RateLimiter,
+    RateRefusal, VaultError, execute::ATTEMPTS,
+};
 
 /// What a bot without settings of its own gets.
 #[derive(Clone, Debug)]
@@ -62,6 +65,8 @@ pub struct AdmittedTurn {
     pub started_message: Option<i64>,
     /// Whether the bot shows answers while they are written.
     pub streaming: bool,
+    /// The rate limits that it counts against.
+    pub(crate) rate_limits: BotRateLimits,
 }
 
 /// What the gate said.
@@ -87,27 +92,27 @@ pub type GateError = CommandError<TurnError>;
 #[derive(Clone)]
 pub struct Gate {
     core: Arc<Core>,
+    access: AccessLists,
     limiter: RateLimiter,
     defaults: Arc<GateDefaults>,
     notices: Cache<Notice, ()>,
     block_notices: Cache<Notice, ()>,
-    /// Turns that went through the rate limits here: a step that is repeated is no second message.
-    counted: Cache<TurnId, ()>,
 }
 
 /// Who was told where, and what.
 type Notice = (ConversationId, SubjectId, &'static str);
 
-/// How long a turn is remembered as counted. A step that failed is repeated within seconds.
-const COUNTED_FOR: Duration = Duration::from_secs(60);
-
 impl Gate {
-    pub(crate) fn new(core: Arc<Core>, limiter: RateLimiter, defaults: GateDefaults) -> Self {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        access: AccessLists,
+        limiter: RateLimiter,
+        defaults: GateDefaults,
+    ) -> Self {
         let notices = Cache::builder().max_capacity(100_000).time_to_live(defaults.notice_pause).build();
         let block_notices =
             Cache::builder().max_capacity(100_000).time_to_live(defaults.block_notice_pause).build();
-        let counted = Cache::builder().max_capacity(100_000).time_to_live(COUNTED_FOR).build();
-        Self { core, limiter, defaults: Arc::new(defaults), notices, block_notices, counted }
+        Self { core, access, limiter, defaults: Arc::new(defaults), notices, block_notices }
     }
 
     /// Decides a received turn and records the decision. A turn that was admitted before and has no
@@ -127,7 +132,7 @@ impl Gate {
         };
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
         // Taken once, before the first attempt: a conflict is no second message.
-        let refusal = self.screen(turn, &message, &bot.settings).await?;
+        let refusal = self.screen(turn, &message, &bot.settings, false).await?;
         let body = self.body_of(&message).await?;
         let mut loaded = first;
         let mut attempt = 1;
@@ -146,6 +151,9 @@ impl Gate {
                 Ok(_) => {
                     count(&decision);
                     self.remember_notice(&message, &decision);
+                    if matches!(decision, Decision::Refused { .. }) {
+                        self.limiter.settle(&self.rate_call(turn, &message, &bot.settings, 0), 0).await;
+                    }
                     return Ok(decision);
                 }
                 Err(AppendError::Conflict { .. }) if attempt < ATTEMPTS => attempt += 1,
@@ -155,35 +163,58 @@ impl Gate {
         }
     }
 
-    /// Standing and rate limits, in that order.
+    /// Access lists, standing and rate limits, in that order. `even_if_blocked` is for what people may do
+    /// about a block; nothing is for people on a deny list.
     async fn screen(
         &self,
         turn: TurnId,
         message: &Message,
         settings: &BotSettings,
+        even_if_blocked: bool,
     ) -> Result<Option<RefusalReason>, GateError> {
-        let standing = standing_stream(message.bot, message.subject).to_string();
-        let standing = self.core.journal.load::<Standing>(&standing).await?;
-        if let Some(block) = standing.state.blocked_at(self.core.clock.now()) {
-            return Ok(Some(RefusalReason::Blocked { reason: block.reason.clone(), until: block.until }));
+        let (bot, subject) = (message.bot, message.subject);
+        let listed = self.access.verdict(message.workspace, bot, subject, message.conversation).await;
+        let listed = listed.map_err(CommandError::within)?;
+        if let Access::Denied { until, .. } = listed {
+            return Ok(Some(RefusalReason::Denied { until }));
         }
-        if self.counted.contains_key(&turn) {
-            return Ok(None);
+        let stream = standing_stream(bot, subject).to_string();
+        let standing = self.core.journal.load::<Standing>(&stream).await?.state;
+        if !even_if_blocked && let Some(reason) = blocked(&standing, &listed, self.core.clock.now()) {
+            return Ok(Some(reason));
         }
+        let call = self.rate_call(turn, message, settings, 0);
+        Ok(self.limiter.take(&call).await.err().map(rate_limited))
+    }
+
+    fn rate_call(&self, turn: TurnId, message: &Message, settings: &BotSettings, tokens: u64) -> RateCall {
         let limits = settings.rate_limits.unwrap_or(self.defaults.rate_limits);
-        match self.limiter.take(&self.limiter.message(turn, message, limits, 0)).await {
-            Ok(_) => {
-                self.counted.insert(turn, ());
-                Ok(None)
-            }
-            Err(full) => {
-                Ok(Some(RefusalReason::RateLimited { scope: full.scope.to_owned(), retry_at: full.retry_at }))
-            }
-        }
+        self.limiter.message(turn, message, limits, tokens)
+    }
+
+    /// Keeps the places that a turn takes among the parallel calls, for as long as its model works.
+    #[must_use]
+    pub fn keep(&self, turn: TurnId, admitted: &AdmittedTurn) -> KeptCall {
+        self.limiter.keep(self.counted(turn, admitted))
+    }
+
+    /// Ends a turn for the rate limits: its places are free, and of the tokens only the used ones count.
+    pub async fn settle(&self, turn: TurnId, admitted: &AdmittedTurn, tokens: u64) {
+        self.limiter.settle(&self.counted(turn, admitted), tokens).await;
+    }
+
+    fn counted(&self, turn: TurnId, admitted: &AdmittedTurn) -> RateCall {
+        self.limiter.message(
+            turn,
+            &admitted.message,
+            admitted.rate_limits,
+            admitted.admission.reserved_tokens,
+        )
     }
 
     /// Screens a received turn that asks no model (a command, a button, a photo): refuses it when the
-    /// person is blocked or too fast, and gives nothing when it may be answered.
+    /// person is denied, blocked or too fast, and gives nothing when it may be answered. `even_if_blocked`
+    /// is for what people may do about a block.
     ///
     /// # Errors
     /// When ledger, keys or database cannot be used, or the epoch is over.
@@ -192,13 +223,17 @@ impl Gate {
         caller: &Caller,
         turn: TurnId,
         fence: Fence,
+        even_if_blocked: bool,
     ) -> Result<Option<Decision>, GateError> {
         let mut loaded = self.core.journal.load::<Turn>(&turn.to_string()).await?;
         let (TurnPhase::Received, Some(message)) = (loaded.state.phase, loaded.state.message.clone()) else {
             return Ok(Some(Decision::AlreadyDecided(loaded.state.phase)));
         };
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
-        let Some(reason) = self.screen(turn, &message, &bot.settings).await? else { return Ok(None) };
+        let refusal = self.screen(turn, &message, &bot.settings, even_if_blocked).await?;
+        // Without a model there is nothing that would run beside others.
+        self.limiter.settle(&self.rate_call(turn, &message, &bot.settings, 0), 0).await;
+        let Some(reason) = refusal else { return Ok(None) };
         let mut set = AppendSet::new(caller.at(turn).metadata(self.core.instance));
         set.fence(message.bot, fence.epoch);
         let decision = self.refuse(&mut set, &mut loaded, reason, self.core.clock.now())?;
@@ -280,6 +315,11 @@ impl Gate {
                 };
             }
         };
+        // The message counts already; now it is known how many tokens it may take at most.
+        let call = self.rate_call(TurnId(reservation.uuid()), message, settings, tokens);
+        if let Err(full) = self.limiter.take(&call).await {
+            return self.refuse(set, turn, rate_limited(full), now);
+        }
         set.decide(&mut quota, QuotaCommand::Reserve { reservation, tokens }, now)
             .map_err(CommandError::broken)?;
         let admission = Admission {
@@ -299,6 +339,7 @@ impl Gate {
             body: body.clone(),
             started_message: turn.state.started_message,
             streaming: settings.streaming,
+            rate_limits: settings.rate_limits.unwrap_or(self.defaults.rate_limits),
         })))
     }
 
@@ -325,6 +366,7 @@ impl Gate {
                     body,
                     started_message,
                     streaming: bot.settings.streaming,
+                    rate_limits: bot.settings.rate_limits.unwrap_or(self.defaults.rate_limits),
                 })))
             }
             // The bot's settings grew meanwhile and leave no room under the old hold.
@@ -354,11 +396,16 @@ impl Gate {
     /// be shorter, and the person has to know which of them will not be answered.
     fn notice_memory(&self, reason: &RefusalReason) -> Option<&Cache<Notice, ()>> {
         match reason {
-            RefusalReason::Blocked { .. } => Some(&self.block_notices),
+            RefusalReason::Blocked { .. }
+            | RefusalReason::BlockedUntilAppeal { .. }
+            | RefusalReason::TemporarilyBlocked { .. }
+            | RefusalReason::Denied { .. } => Some(&self.block_notices),
             RefusalReason::RateLimited { .. }
+            | RefusalReason::Throttled { .. }
+            | RefusalReason::Unscored
             | RefusalReason::QuotaExceeded { .. }
             | RefusalReason::Overloaded { .. } => Some(&self.notices),
-            RefusalReason::TooLong { .. } => None,
+            RefusalReason::TooLong { .. } | RefusalReason::Content { .. } | RefusalReason::OffTopic => None,
         }
     }
 
@@ -386,4 +433,20 @@ fn count(decision: &Decision) {
         Decision::AlreadyDecided(_) => return,
     };
     metrics::counter!("botledger_gate_decisions_total", "outcome" => outcome).increment(1);
+}
+
+fn rate_limited(full: RateRefusal) -> RefusalReason {
+    RefusalReason::RateLimited { scope: full.scope.to_owned(), retry_at: full.retry_at }
+}
+
+/// The block that holds, if any. People who are let in by a list are not held up by a score.
+fn blocked(standing: &Standing, listed: &Access, now: DateTime<Utc>) -> Option<RefusalReason> {
+    let Verdict::Blocked(ban) = standing.verdict_at(now) else { return None };
+    let allowed = matches!(listed, Access::Allowed(_));
+    match (ban.cause, ban.reason, ban.until) {
+        (BlockCause::Moderator, Some(reason), until) => Some(RefusalReason::Blocked { reason, until }),
+        _ if allowed => None,
+        (_, _, Some(until)) => Some(RefusalReason::TemporarilyBlocked { until }),
+        (cause, ..) => Some(RefusalReason::BlockedUntilAppeal { severe: cause == BlockCause::Severe }),
+    }
 }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use botledger_domain::{
     BodyId, BotId, OperatorId, Reason, SubjectId, TurnId,
     operator::Permission,
-    standing::{DecisionKind, Explanation, Standing, StandingCommand, StandingError, StandingEvent},
+    standing::{DecisionKind, Explanation, Standing, StandingCommand, StandingError},
     standing_stream,
 };
 use botledger_journal::{AppendError, AppendSet};
@@ -273,22 +273,6 @@ impl Standings {
     }
 }
 
-/// Counts the steps up a ladder among what was just recorded. Who appends a scoring calls it once the
-/// set is durable.
-pub(crate) fn count_transitions(events: &[StandingEvent]) {
-    for event in events {
-        let (state, dry_run) = match event {
-            StandingEvent::WarningIssued { dry_run, .. } => ("warned", dry_run),
-            StandingEvent::Throttled { dry_run, .. } => ("throttled", dry_run),
-            StandingEvent::TemporarilyBlocked { dry_run, .. } => ("temp_blocked", dry_run),
-            StandingEvent::Blocked { turn: Some(_), dry_run, .. } => ("blocked", dry_run),
-            _ => continue,
-        };
-        let dry_run = if *dry_run { "true" } else { "false" };
-        counter!("botledger_standing_transitions_total", "state" => state, "dry_run" => dry_run).increment(1);
-    }
-}
-
 fn count_decision(command: &StandingCommand, undone: Option<DecisionKind>) {
     let outcome = match command {
         StandingCommand::GrantAppeal { .. } => "granted",
@@ -304,11 +288,6 @@ fn count_decision(command: &StandingCommand, undone: Option<DecisionKind>) {
 }
 
 pub(crate) fn describe_metrics() {
-    describe_counter!(
-        "botledger_standing_transitions_total",
-        Unit::Count,
-        "Steps up a ladder by the state they led to; dry_run says whether the policy was on trial"
-    );
     describe_counter!(
         "botledger_appeals_total",
         Unit::Count,

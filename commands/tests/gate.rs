@@ -347,7 +347,7 @@ async fn a_repeated_step_is_no_second_message(pool: PgPool) {
     let world = World::with(pool, daily(100_000), strict).await;
     let turn = world.receive(message(1, 7, "/start")).await;
     for _ in 0..3 {
-        let refused = world.app.gate.refuse_unless_allowed(&system(), turn, world.fence).await.unwrap();
+        let refused = world.app.gate.refuse_unless_allowed(&system(), turn, world.fence, false).await.unwrap();
         assert!(refused.is_none(), "{refused:?}");
     }
     let next = world.receive(message(2, 7, "hello")).await;
@@ -410,7 +410,7 @@ async fn an_old_epoch_is_refused_at_every_step(pool: PgPool) {
     fenced(turns.give_up(&caller, answered, old, "blocked", 403, "Forbidden").await);
     fenced(turns.lose_outcome(&caller, answered, old, "cut").await);
     world.app.standings.block(&caller, world.bot, world.subject(7), reason("no"), None).await.unwrap();
-    fenced(world.app.gate.refuse_unless_allowed(&caller, received, old).await);
+    fenced(world.app.gate.refuse_unless_allowed(&caller, received, old, false).await);
     assert_eq!(support::event_count(&pool).await, before + 1, "only the block was written");
     assert!(!world.app.bots.renew_lease(world.bot, old, std::time::Duration::from_secs(60)).await.unwrap());
     // The new holder goes on with all of them.
@@ -432,7 +432,7 @@ async fn blocked_people_are_told_why_and_until_when(pool: PgPool) {
     assert!(notify);
     let command = world.receive(message(2, 7, "/start")).await;
     let decision =
-        world.app.gate.refuse_unless_allowed(&system(), command, world.fence).await.unwrap().unwrap();
+        world.app.gate.refuse_unless_allowed(&system(), command, world.fence, false).await.unwrap().unwrap();
     assert!(!refusal(decision).1);
     let other = world.receive(message(3, 8, "hello")).await;
     admitted(world.app.gate.decide(&system(), other, world.fence).await.unwrap());

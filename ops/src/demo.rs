@@ -214,7 +214,8 @@ impl Books {
             }
             TurnEvent::ReplyUndeliverable { .. } => account.ended = Some(Ended::Undeliverable),
             TurnEvent::ReplyOutcomeUnknown { .. } => account.ended = Some(Ended::OutcomeUnknown),
-            TurnEvent::ReplyGenerated { .. }
+            TurnEvent::MessageScored { .. }
+            | TurnEvent::ReplyGenerated { .. }
             | TurnEvent::ReplyStarted { .. }
             | TurnEvent::UpdateRecorded { .. }
             | TurnEvent::UpdateUnreadable { .. } => {}

@@ -62,13 +62,6 @@ impl SparseVector {
         }
         sum
     }
-
-    /// A vector with every column; for embeddings.
-    #[must_use]
-    pub fn dense(values: Vec<f32>) -> Self {
-        let columns = (0..).take(values.len()).collect();
-        Self { columns, values }
-    }
 }
 
 impl Counts {

@@ -12,10 +12,8 @@ use sha2::{Digest, Sha256};
 
 use crate::Normalised;
 use crate::calibrate::Platt;
-use crate::features::{Counts, SparseVector, Symbols, Vocabulary};
-use crate::linear::Linear;
+use crate::features::{Counts, Symbols};
 use crate::model_file::{self, Damage, Kind, Reader, Writer};
-use training::Material;
 
 /// The label of texts that belong to no intent, in files and in [`Example::intent`].
 pub const OUT_OF_SCOPE: &str = "oos";
@@ -61,7 +59,9 @@ pub enum TrainingError {
     TooManyExamples { found: usize },
     #[error("there are {found} intents; a model takes at most {MOST_INTENTS}")]
     TooManyIntents { found: usize },
-    #[error("vector {number} (counted from 1) has {found} numbers instead of {expected}, or not only numbers")]
+    #[error(
+        "vector {number} (counted from 1) has {found} numbers instead of {expected}, or not only numbers"
+    )]
     UnfitVector { number: usize, found: usize, expected: usize },
 }
 
@@ -170,9 +170,9 @@ impl IntentModel {
         classes.extend(lines.iter().map(|_| intents.len() + 1));
         let counts = texts.iter().map(|text| Counts::of_text(text, Symbols::Ignored));
         let lines = lines.iter().map(|line| Counts::of_text(&Normalised::of(line), Symbols::Ignored));
-        let material = Material::Texts(counts.chain(lines).collect());
+        let texts: Vec<Counts> = counts.chain(lines).collect();
         let rejection = f64::from(options.false_rejection_permille) / 1000.0;
-        let outcome = training::train(&material, &classes, intents.len(), rejection);
+        let outcome = training::train(&texts, &classes, intents.len(), rejection);
         let head = Head { intents, oos: outcome.oos, right: outcome.right };
         Ok(Self { version, separator: outcome.separator, head })
     }

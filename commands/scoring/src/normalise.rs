@@ -252,7 +252,8 @@ impl Reading {
         for (glyphs, kind) in &found {
             let mixed = *kind == WordKind::Letters && self.unmix(glyphs.clone(), text_script);
             let word = &self.glyphs[glyphs.clone()];
-            let shouted = *kind == WordKind::Letters && word.len() > 1 && word.iter().all(|glyph| glyph.capital);
+            let shouted =
+                *kind == WordKind::Letters && word.len() > 1 && word.iter().all(|glyph| glyph.capital);
             traits.push((mixed, shouted));
         }
         let mut folded = String::with_capacity(self.glyphs.len() + self.glyphs.len() / 4);

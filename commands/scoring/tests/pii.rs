@@ -1,5 +1,7 @@
 //! Personal data: found exactly, masked, put back.
 
+#![expect(clippy::print_stdout, reason = "figures for whoever runs it with --nocapture")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,

@@ -13,21 +13,6 @@ const FOLDS: u8 = 5;
 /// the other, so that the model would look better than it is.
 const TWINS: f32 = 0.8;
 
-/// What a model is trained on, in an order that depends on the content only.
-pub(super) enum Material {
-    Texts(Vec<Counts>),
-    Vectors { vectors: Vec<SparseVector>, dimensions: usize },
-}
-
-impl Material {
-    fn len(&self) -> usize {
-        match self {
-            Self::Texts(texts) => texts.len(),
-            Self::Vectors { vectors, .. } => vectors.len(),
-        }
-    }
-}
-
 /// An example as the classifier has it: a vector and how many of its words are unknown.
 pub(super) struct Encoded {
     pub(super) vector: SparseVector,
@@ -47,7 +32,7 @@ pub(super) struct Look {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Separator {
     /// `None` for embeddings.
-    pub(super) vocabulary: Option<Vocabulary>,
+    pub(super) vocabulary: Vocabulary,
     /// Buckets of words that occur in examples of intents.
     known: Vec<u32>,
     /// One class per intent, and the background as the last where there is any.
@@ -58,47 +43,31 @@ pub(super) struct Separator {
 
 impl Separator {
     /// Learns from the material whose `class` is given; `intents` and above is background.
-    fn learn(material: &Material, classes: &[Option<usize>], intents: usize, training: Training) -> Self {
+    fn learn(texts: &[Counts], classes: &[Option<usize>], intents: usize, training: Training) -> Self {
         let chosen = || classes.iter().enumerate().filter_map(|(at, class)| class.map(|class| (at, class)));
         let labels: Vec<usize> = chosen().map(|(_, class)| class.min(intents)).collect();
-        let (vocabulary, known, vectors, columns) = match material {
-            Material::Texts(texts) => {
-                let vocabulary = Vocabulary::learn(chosen().map(|(at, _)| &texts[at]));
-                let mut known: Vec<u32> = chosen()
-                    .filter(|(_, class)| *class < intents)
-                    .flat_map(|(at, _)| texts[at].single_words().iter().copied())
-                    .collect();
-                known.sort_unstable();
-                known.dedup();
-                let vectors: Vec<_> = chosen().map(|(at, _)| vocabulary.weigh(&texts[at])).collect();
-                let columns = vocabulary.columns();
-                (Some(vocabulary), known, vectors, columns)
-            }
-            Material::Vectors { vectors, dimensions } => {
-                (None, Vec::new(), chosen().map(|(at, _)| vectors[at].clone()).collect(), *dimensions)
-            }
-        };
+        let vocabulary = Vocabulary::learn(chosen().map(|(at, _)| &texts[at]));
+        let mut known: Vec<u32> = chosen()
+            .filter(|(_, class)| *class < intents)
+            .flat_map(|(at, _)| texts[at].single_words().iter().copied())
+            .collect();
+        known.sort_unstable();
+        known.dedup();
+        let vectors: Vec<_> = chosen().map(|(at, _)| vocabulary.weigh(&texts[at])).collect();
+        let columns = vocabulary.columns();
         let background = labels.contains(&intents);
         let linear = Linear::train(&vectors, &labels, intents + usize::from(background), columns, training);
-        let own = vectors.iter().zip(&labels).filter(|(_, label)| **label < intents).map(|(vector, _)| vector);
+        let own =
+            vectors.iter().zip(&labels).filter(|(_, label)| **label < intents).map(|(vector, _)| vector);
         let neighbours = Neighbours::of(own, columns);
         Self { vocabulary, known, linear, intents, neighbours }
-    }
-
-    fn encode(&self, material: &Material, at: usize) -> Encoded {
-        match (material, &self.vocabulary) {
-            (Material::Texts(texts), Some(_)) => self.encode_text(&texts[at]),
-            (Material::Vectors { vectors, .. }, _) => Encoded { vector: vectors[at].clone(), unseen: 0.0 },
-            (Material::Texts(_), None) => unreachable!("texts are learned with a vocabulary"),
-        }
     }
 
     pub(super) fn encode_text(&self, text: &Counts) -> Encoded {
         let words = text.single_words();
         let unseen = words.iter().filter(|bucket| self.known.binary_search(bucket).is_err()).count();
         let unseen = if words.is_empty() { 1.0 } else { unseen as f32 / words.len() as f32 };
-        let vector = self.vocabulary.as_ref().map(|vocabulary| vocabulary.weigh(text)).unwrap_or_default();
-        Encoded { vector, unseen }
+        Encoded { vector: self.vocabulary.weigh(text), unseen }
     }
 
     pub(super) fn look(&self, text: &Encoded) -> Look {
@@ -126,27 +95,20 @@ impl Separator {
     }
 
     pub(super) fn write(&self, to: &mut Writer) {
-        to.u32(u32::from(self.vocabulary.is_some()));
-        if let Some(vocabulary) = &self.vocabulary {
-            vocabulary.write(to);
-        }
+        self.vocabulary.write(to);
         to.u32s(&self.known);
         self.neighbours.write(to);
         self.linear.write(to);
     }
 
     pub(super) fn read(from: &mut Reader<'_>, intents: usize) -> Result<Self, Damage> {
-        let vocabulary = match from.u32()? {
-            0 => None,
-            1 => Some(Vocabulary::read(from)?),
-            _ => return Err(Damage::Inconsistent("its features")),
-        };
+        let vocabulary = Vocabulary::read(from)?;
         let known = from.u32s()?;
         if !known.is_sorted() {
             return Err(Damage::Inconsistent("the known words"));
         }
         let neighbours = Neighbours::read(from)?;
-        let columns = vocabulary.as_ref().map_or(neighbours.columns(), Vocabulary::columns);
+        let columns = vocabulary.columns();
         if neighbours.columns() != columns {
             return Err(Damage::Inconsistent("the examples"));
         }
@@ -155,11 +117,6 @@ impl Separator {
             return Err(Damage::Inconsistent("the number of intents"));
         }
         Ok(Self { vocabulary, known, linear, intents, neighbours })
-    }
-
-    /// Number of columns of a vector.
-    pub(super) fn columns(&self) -> usize {
-        self.neighbours.columns()
     }
 }
 
@@ -213,7 +170,9 @@ impl Neighbours {
         let mut products = vec![0.0_f32; self.examples];
         for (column, value) in vector.columns.iter().zip(&vector.values) {
             let column = *column as usize;
-            let (Some(from), Some(to)) = (self.starts.get(column), self.starts.get(column + 1)) else { continue };
+            let (Some(from), Some(to)) = (self.starts.get(column), self.starts.get(column + 1)) else {
+                continue;
+            };
             let entries = *from as usize..*to as usize;
             for (owner, other) in self.owners[entries.clone()].iter().zip(&self.values[entries]) {
                 products[*owner as usize] += value * other;
@@ -255,19 +214,19 @@ pub(super) struct Outcome {
 
 /// The order of the material must not depend on the order it came in. Classes from `intents` on are
 /// background: `intents` itself what the owner ruled out, above it the shipped lines.
-pub(super) fn train(material: &Material, classes: &[usize], intents: usize, false_rejection: f64) -> Outcome {
+pub(super) fn train(texts: &[Counts], classes: &[usize], intents: usize, false_rejection: f64) -> Outcome {
     let training = Training::default();
-    let folds = folds(material, classes, intents);
+    let folds = folds(texts, classes, intents);
     let mut kept: Vec<Option<usize>> = classes.iter().copied().map(Some).collect();
-    drop_own_lines(material, &mut kept, &folds, intents, training);
+    drop_own_lines(texts, &mut kept, &folds, intents, training);
     let separator_without = |fold: u8| {
         let part: Vec<Option<usize>> =
             kept.iter().zip(&folds).map(|(class, own)| class.filter(|_| *own != Some(fold))).collect();
-        Separator::learn(material, &part, intents, training)
+        Separator::learn(texts, &part, intents, training)
     };
     // The whole and its parts are trained beside each other: each alone, so the result is the same.
     let (separator, parts) = std::thread::scope(|scope| {
-        let whole = scope.spawn(|| Separator::learn(material, &kept, intents, training));
+        let whole = scope.spawn(|| Separator::learn(texts, &kept, intents, training));
         let parts: Vec<Separator> = (0..FOLDS).map(separator_without).collect();
         (whole.join().expect("training does not panic"), parts)
     });
@@ -275,7 +234,7 @@ pub(super) fn train(material: &Material, classes: &[usize], intents: usize, fals
     for (at, (class, fold)) in kept.iter().zip(&folds).enumerate() {
         let (Some(class), Some(fold)) = (class, fold) else { continue };
         let part = &parts[usize::from(*fold)];
-        let look = part.look(&part.encode(material, at));
+        let look = part.look(&part.encode_text(&texts[at]));
         if *class >= intents {
             outside.push(look.signals.score());
             continue;
@@ -290,17 +249,9 @@ pub(super) fn train(material: &Material, classes: &[usize], intents: usize, fals
 
 /// The part of cross-validation each example is in; `None` for the only example of an intent, which
 /// cannot be left out.
-fn folds(material: &Material, classes: &[usize], intents: usize) -> Vec<Option<u8>> {
-    let vocabulary = match material {
-        Material::Texts(texts) => Some(Vocabulary::learn(texts)),
-        Material::Vectors { .. } => None,
-    };
-    let vector = |at: usize| match (material, &vocabulary) {
-        (Material::Texts(texts), Some(vocabulary)) => vocabulary.weigh(&texts[at]),
-        (Material::Vectors { vectors, .. }, _) => vectors[at].clone(),
-        (Material::Texts(_), None) => unreachable!("texts have a vocabulary"),
-    };
-    let mut folds = vec![None; material.len()];
+fn folds(texts: &[Counts], classes: &[usize], intents: usize) -> Vec<Option<u8>> {
+    let vocabulary = Vocabulary::learn(texts);
+    let mut folds = vec![None; texts.len()];
     let mut members: Vec<Vec<usize>> = vec![Vec::new(); intents];
     for (at, class) in classes.iter().enumerate() {
         match members.get_mut(*class) {
@@ -309,13 +260,15 @@ fn folds(material: &Material, classes: &[usize], intents: usize) -> Vec<Option<u
         }
     }
     for members in members.iter().filter(|members| members.len() > 1) {
-        let vectors: Vec<SparseVector> = members.iter().map(|at| vector(*at)).collect();
+        let vectors: Vec<SparseVector> = members.iter().map(|at| vocabulary.weigh(&texts[*at])).collect();
         let room = members.len().div_ceil(usize::from(FOLDS));
         let mut sizes = [0_usize; FOLDS as usize];
         for place in 0..members.len() {
             let twin = (0..place).find_map(|other| {
                 let fold: Option<u8> = folds[members[other]];
-                fold.filter(|fold| sizes[usize::from(*fold)] < room && vectors[place].dot(&vectors[other]) > TWINS)
+                fold.filter(|fold| {
+                    sizes[usize::from(*fold)] < room && vectors[place].dot(&vectors[other]) > TWINS
+                })
             });
             let emptiest = (0..FOLDS).min_by_key(|fold| sizes[usize::from(*fold)]).unwrap_or(0);
             let fold = twin.unwrap_or(emptiest);
@@ -333,7 +286,7 @@ fn part(at: usize) -> u8 {
 /// Shipped lines that look more like the bot's task than most of its own examples do are left out:
 /// chatting about recipes is nobody's task except a kitchen bot's.
 fn drop_own_lines(
-    material: &Material,
+    texts: &[Counts],
     kept: &mut [Option<usize>],
     folds: &[Option<u8>],
     intents: usize,
@@ -342,21 +295,24 @@ fn drop_own_lines(
     let own = |class: &Option<usize>| class.filter(|class| *class <= intents);
     let mut inside = Vec::new();
     for fold in 0..FOLDS {
-        let part: Vec<Option<usize>> =
-            kept.iter().zip(folds).map(|(class, in_fold)| own(class).filter(|_| *in_fold != Some(fold))).collect();
-        let separator = Separator::learn(material, &part, intents, training);
+        let part: Vec<Option<usize>> = kept
+            .iter()
+            .zip(folds)
+            .map(|(class, in_fold)| own(class).filter(|_| *in_fold != Some(fold)))
+            .collect();
+        let separator = Separator::learn(texts, &part, intents, training);
         for (at, class) in kept.iter().enumerate() {
             if folds[at] == Some(fold) && class.is_some_and(|class| class < intents) {
-                inside.push(separator.look(&separator.encode(material, at)).signals.score());
+                inside.push(separator.look(&separator.encode_text(&texts[at])).signals.score());
             }
         }
     }
     let Some(border) = upper_quantile(&inside, OWN_LINES) else { return };
     let part: Vec<Option<usize>> = kept.iter().map(own).collect();
-    let separator = Separator::learn(material, &part, intents, training);
+    let separator = Separator::learn(texts, &part, intents, training);
     for (at, class) in kept.iter_mut().enumerate() {
         let shipped = class.is_some_and(|class| class > intents);
-        if shipped && separator.look(&separator.encode(material, at)).signals.score() < border {
+        if shipped && separator.look(&separator.encode_text(&texts[at])).signals.score() < border {
             *class = None;
         }
     }
