@@ -89,6 +89,7 @@ fn every_event_has_a_payload_of_every_version_and_each_decodes() {
             "bot" => check::<botledger_domain::bot::Bot>(&schema),
             "chat_session" => check::<botledger_domain::chat_session::ChatSession>(&schema),
             "operator" => check::<botledger_domain::operator::Operator>(&schema),
+            "policy" => check::<botledger_domain::policy::Policy>(&schema),
             "quota" => check::<botledger_domain::quota::Quota>(&schema),
             "rate_override" => check::<botledger_domain::rate_limit::RateOverride>(&schema),
             "standing" => check::<botledger_domain::standing::Standing>(&schema),
