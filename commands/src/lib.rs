@@ -47,7 +47,9 @@ pub use lease::Lease;
 pub use operator::Operators;
 pub use policy::{EffectivePolicy, POLICY_DELAY, Policies, PolicyScope};
 pub use quota::Quotas;
-pub use rate_limit::{KeptCall, LimitState, RateCall, RateDefaults, RateLimiter, RateLimits, RateRefusal, RateUnit, Taken};
+pub use rate_limit::{
+    KeptCall, LimitState, RateCall, RateDefaults, RateLimiter, RateLimits, RateRefusal, RateUnit, Taken,
+};
 pub use session::Sessions;
 pub use standing::{Decided, ModeratorDecision, Standings};
 pub use subject::{PersonFacts, Profile, Subjects};

@@ -347,7 +347,8 @@ async fn a_repeated_step_is_no_second_message(pool: PgPool) {
     let world = World::with(pool, daily(100_000), strict).await;
     let turn = world.receive(message(1, 7, "/start")).await;
     for _ in 0..3 {
-        let refused = world.app.gate.refuse_unless_allowed(&system(), turn, world.fence, false).await.unwrap();
+        let refused =
+            world.app.gate.refuse_unless_allowed(&system(), turn, world.fence, false).await.unwrap();
         assert!(refused.is_none(), "{refused:?}");
     }
     let next = world.receive(message(2, 7, "hello")).await;

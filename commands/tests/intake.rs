@@ -342,7 +342,9 @@ async fn a_stopped_answer_is_settled_and_a_late_one_changes_nothing(pool: PgPool
 async fn a_command_is_answered_by_the_platform_without_a_hold(pool: PgPool) {
     let world = World::new(pool.clone()).await;
     let turn = world.receive(message(1, 7, "/start")).await;
-    assert!(world.app.gate.refuse_unless_allowed(&system(), turn, world.fence, false).await.unwrap().is_none());
+    assert!(
+        world.app.gate.refuse_unless_allowed(&system(), turn, world.fence, false).await.unwrap().is_none()
+    );
     world.app.turns.answer(&system(), turn, world.fence, ReplySource::Platform, "welcome", 0).await.unwrap();
     world.app.turns.deliver(&system(), turn, world.fence, vec![1]).await.unwrap();
     let types = event_types(&pool, "turn", &turn.to_string()).await;

@@ -455,7 +455,9 @@ impl Decide for Turn {
                 Ok(vec![TurnEvent::UpdateUnreadable { bot, update_id, body, problem, received_at: now }])
             }
             TurnCommand::Score { policy, findings } => match (self.phase, self.scored) {
-                (P::Received, None) => Ok(vec![TurnEvent::MessageScored { policy, findings, scored_at: now }]),
+                (P::Received, None) => {
+                    Ok(vec![TurnEvent::MessageScored { policy, findings, scored_at: now }])
+                }
                 _ => Err(self.out_of_order("be scored")),
             },
             TurnCommand::Admit(admission) => match self.phase {

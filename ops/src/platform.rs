@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use botledger_bot::{BotConfig, Telegram};
-use botledger_commands::{App, AppConfig, Caller, GateDefaults, KeyRing, RateDefaults, SystemClock, SystemIds};
+use botledger_commands::{
+    App, AppConfig, Caller, GateDefaults, KeyRing, RateDefaults, SystemClock, SystemIds,
+};
 use botledger_domain::bot::{BotRateLimits, RateLimit};
 use botledger_domain::quota::PlanTerms;
 use botledger_domain::rate_limit::RateRule;

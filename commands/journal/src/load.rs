@@ -108,8 +108,10 @@ impl<A: Decide + Clone + 'static> sealed::Load for Wanted<A> {
 
     fn remember(&mut self, entry: Option<Arc<dyn Any + Send + Sync>>) -> i64 {
         let known = entry.and_then(|entry| entry.downcast::<Known<A>>().ok());
-        self.known =
-            known.as_deref().cloned().unwrap_or_else(|| Known::nothing(&std::mem::take(&mut self.known.loaded.id)));
+        self.known = known
+            .as_deref()
+            .cloned()
+            .unwrap_or_else(|| Known::nothing(&std::mem::take(&mut self.known.loaded.id)));
         self.remembered = self.known.loaded.version;
         self.remembered
     }
