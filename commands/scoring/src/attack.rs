@@ -1,7 +1,7 @@
 //! Prompt injection and jailbreak: a text that wants to be obeyed instead of the operator.
 //!
-//! Three witnesses are heard: rules over concepts ([`rules`]), a linear model over words, characters, concepts
-//! and rules, trained on the seeds of this project, and readings of disguised parts ([`decode`]). They speak in
+//! Three witnesses are heard: rules over concepts (`rules`), a linear model over words, characters, concepts
+//! and rules, trained on the seeds of this project, and readings of disguised parts (`decode`). They speak in
 //! points. A message is *suspected* from [`SUSPECTED_POINTS`]; it is *confident* only when rules of several
 //! families, or a rule and the model, agree: that level costs people their standing, so its false positives
 //! must stay far below one in a thousand.

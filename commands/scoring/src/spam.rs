@@ -23,7 +23,7 @@ use crate::normalise::WordKind;
 /// From here on a text is suspected.
 pub const SUSPECTED_POINTS: f32 = 4.0;
 
-/// From here on it may be confident, when rules gave [`CONFIDENT_RULE_POINTS`] of them.
+/// From here on it may be confident, when rules gave `CONFIDENT_RULE_POINTS` of them.
 pub const CONFIDENT_POINTS: f32 = 8.0;
 
 const CONFIDENT_RULE_POINTS: f32 = 4.0;
