@@ -3,7 +3,7 @@
 use async_graphql::{Context, Enum, ID, InputObject, Object, OneofObject, connection::EmptyFields};
 use botledger_commands::{ListedAs, NewAccessEntry, WhichList};
 use botledger_domain::{
-    BotId, ConversationId, Reason, SubjectId,
+    BotId, ConversationId, SubjectId,
     access_list::{AccessDoor as Door, AccessEffect as Effect, Network, access_list_stream},
     operator::Permission,
 };
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     Acts, AsOf, Conditions, Needs, Scope, bot,
-    error::{ApiError, ApiResult, UserError, outcome},
+    error::{ApiError, ApiResult, UserError, outcome, reason},
     or_refused,
     page::{List, Slice},
     payload,
@@ -373,6 +373,14 @@ async fn wanted(scope: &Scope<'_>, bot_id: Option<&ID>) -> ApiResult<WhichList> 
     which(scope, bot_id).await?.ok_or_else(|| ApiError::not_found("bot"))
 }
 
+type Executed = botledger_commands::execute::Executed<botledger_domain::access_list::AccessList>;
+
+async fn done(scope: &Scope<'_>, list: WhichList, executed: &Executed) -> ApiResult<AccessListPayload> {
+    let position = executed.receipt.position;
+    let thing = scope.written("access_lists", position, find(scope, list)).await;
+    Ok(AccessListPayload::done(thing, position))
+}
+
 #[derive(Default)]
 pub(crate) struct AccessListMutation;
 
@@ -396,19 +404,14 @@ impl AccessListMutation {
         let mut entries = Vec::with_capacity(input.entries.len());
         for entry in &input.entries {
             let who = or_refused!(AccessListPayload, entry.target.read()?);
-            let reason = Reason::parse(&entry.reason).map_err(|error| UserError::of("reason", &error));
-            let reason = or_refused!(AccessListPayload, reason);
+            let reason = or_refused!(AccessListPayload, reason(&entry.reason));
             let (effect, expires_at) = (entry.effect.into(), entry.expires_at);
             entries.push(NewAccessEntry { who, effect, reason, expires_at });
         }
         let lists = &scope.services.app.access_lists;
         let added = lists.add(&caller, list, entries, scope.request.ip).await;
         let executed = or_refused!(AccessListPayload, outcome(&scope, "access_list.add", added).await?);
-        let position = executed.receipt.position;
-        Ok(AccessListPayload::done(
-            scope.written("access_lists", position, find(&scope, list)).await,
-            position,
-        ))
+        done(&scope, list, &executed).await
     }
 
     /// Takes entries out of a list.
@@ -429,16 +432,11 @@ impl AccessListMutation {
         for target in &input.targets {
             who.push(or_refused!(AccessListPayload, target.read()?));
         }
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(AccessListPayload, reason);
+        let reason = or_refused!(AccessListPayload, reason(&input.reason));
         let lists = &scope.services.app.access_lists;
         let removed = lists.remove(&caller, list, &who, reason, scope.request.ip).await;
         let executed = or_refused!(AccessListPayload, outcome(&scope, "access_list.remove", removed).await?);
-        let position = executed.receipt.position;
-        Ok(AccessListPayload::done(
-            scope.written("access_lists", position, find(&scope, list)).await,
-            position,
-        ))
+        done(&scope, list, &executed).await
     }
 
     /// Closes a door: from then on only those come in whom an entry allows.
@@ -451,16 +449,11 @@ impl AccessListMutation {
         let scope = Scope::of(ctx)?;
         let list = wanted(&scope, input.bot_id.as_ref()).await?;
         let caller = scope.caller(input.conditions)?;
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(AccessListPayload, reason);
+        let reason = or_refused!(AccessListPayload, reason(&input.reason));
         let lists = &scope.services.app.access_lists;
         let closed = lists.close(&caller, list, input.door.into(), reason, scope.request.ip).await;
         let executed = or_refused!(AccessListPayload, outcome(&scope, "access_list.close", closed).await?);
-        let position = executed.receipt.position;
-        Ok(AccessListPayload::done(
-            scope.written("access_lists", position, find(&scope, list)).await,
-            position,
-        ))
+        done(&scope, list, &executed).await
     }
 
     /// Opens a door again: whom no entry denies comes in.
@@ -473,14 +466,9 @@ impl AccessListMutation {
         let scope = Scope::of(ctx)?;
         let list = wanted(&scope, input.bot_id.as_ref()).await?;
         let caller = scope.caller(input.conditions)?;
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(AccessListPayload, reason);
+        let reason = or_refused!(AccessListPayload, reason(&input.reason));
         let opened = scope.services.app.access_lists.open(&caller, list, input.door.into(), reason).await;
         let executed = or_refused!(AccessListPayload, outcome(&scope, "access_list.open", opened).await?);
-        let position = executed.receipt.position;
-        Ok(AccessListPayload::done(
-            scope.written("access_lists", position, find(&scope, list)).await,
-            position,
-        ))
+        done(&scope, list, &executed).await
     }
 }

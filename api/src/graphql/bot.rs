@@ -3,7 +3,7 @@
 use async_graphql::{Context, Enum, ID, InputObject, Object, SimpleObject};
 use botledger_commands::{Caller, NewBot};
 use botledger_domain::{
-    BotId, ModelName, Reason,
+    BotId, ModelName,
     bot::{
         BotRateLimits, BotSettings as Settings, ParallelAnswers as Parallel, RateLimit as Limit,
         TokenRates as Tokens, UpdateMode as Mode,
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Acts, AsOf, Conditions, Needs, Scope,
-    error::{ApiError, ApiResult, UserError, outcome},
+    error::{ApiError, ApiResult, UserError, outcome, reason},
     or_refused,
     page::{List, Slice},
     payload,
@@ -484,10 +484,7 @@ impl BotMutation {
         let scope = Scope::of(ctx)?;
         let bot: BotId = NodeKind::Bot.parse(&input.bot_id)?;
         let caller = scope.caller(input.conditions)?;
-        let reason = or_refused!(
-            BotPayload,
-            Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error))
-        );
+        let reason = or_refused!(BotPayload, reason(&input.reason));
         let stopped = scope.services.app.bots.stop(&caller, bot, reason).await;
         let executed = or_refused!(BotPayload, outcome(&scope, "bot.stop", stopped).await?);
         done(&scope, bot, &executed).await
@@ -499,10 +496,7 @@ impl BotMutation {
         let scope = Scope::of(ctx)?;
         let bot: BotId = NodeKind::Bot.parse(&input.bot_id)?;
         let caller = scope.caller(input.conditions)?;
-        let reason = or_refused!(
-            BotPayload,
-            Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error))
-        );
+        let reason = or_refused!(BotPayload, reason(&input.reason));
         let archived = scope.services.app.bots.archive(&caller, bot, reason).await;
         let executed = or_refused!(BotPayload, outcome(&scope, "bot.archive", archived).await?);
         done(&scope, bot, &executed).await

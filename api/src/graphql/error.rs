@@ -2,7 +2,7 @@
 
 use async_graphql::{ErrorExtensions, SimpleObject};
 use botledger_commands::{AuditEntry, CommandError, ProbeError};
-use botledger_domain::{DomainError, TextError};
+use botledger_domain::{DomainError, Reason, TextError};
 use botledger_projections::{ProjectionError, ReadError};
 
 use super::Scope;
@@ -146,6 +146,11 @@ impl UserError {
     pub(crate) fn of(field: &str, error: &TextError) -> Self {
         Self { field: Some(field.to_owned()), ..Self::new("BAD_INPUT", error.to_string()) }
     }
+}
+
+/// Why somebody does something, as they gave it in the field `reason`.
+pub(crate) fn reason(given: &str) -> Result<Reason, UserError> {
+    Reason::parse(given).map_err(|error| UserError::of("reason", &error))
 }
 
 /// A failure of one thing among many.

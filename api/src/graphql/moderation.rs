@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
 use botledger_commands::{Decided, ModeratorDecision};
-use botledger_domain::{BotId, ConversationId, Position, Reason, SubjectId, TurnId, operator::Permission};
+use botledger_domain::{BotId, ConversationId, Position, SubjectId, TurnId, operator::Permission};
 use botledger_projections::{CaseFilter, CaseRow, Page, ScoringFilter, cases_page, turns_page};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     Acts, Conditions, Needs, Scope,
     bot::{self, Bot},
-    error::{ApiError, ApiResult, UserError, outcome},
+    error::{ApiError, ApiResult, UserError, outcome, reason},
     page::{List, Slice},
     person::{self, Person},
     scalars::{At, BigInt, NodeKind, wire_enum},
@@ -313,8 +313,7 @@ struct ModerationDecideInput {
 
 impl ModerationDecideInput {
     fn decision(&self) -> Result<ModeratorDecision, UserError> {
-        let reason = self.reason.as_deref().map(Reason::parse).transpose();
-        let reason = reason.map_err(|error| UserError::of("reason", &error))?;
+        let reason = self.reason.as_deref().map(reason).transpose()?;
         if self.until.is_some() && self.action != ModerationAction::Block {
             return Err(UserError::new("BAD_INPUT", "only a block has an end"));
         }

@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
 use botledger_domain::{
-    OperatorId, Reason,
+    OperatorId,
     operator::{Login, Permission, Role as DomainRole},
 };
 use botledger_projections::{OperatorRow, operators_page};
@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     Acts, Conditions, Needs, Scope,
-    error::{ApiError, ApiResult, UserError, outcome},
+    error::{ApiError, ApiResult, UserError, outcome, reason},
     or_refused,
     page::{List, Slice},
     payload,
@@ -257,8 +257,7 @@ impl OperatorMutation {
         let scope = Scope::of(ctx)?;
         let operator: OperatorId = NodeKind::Operator.parse(&input.operator_id)?;
         let caller = scope.caller(input.conditions)?;
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(OperatorPayload, reason);
+        let reason = or_refused!(OperatorPayload, reason(&input.reason));
         let disabled = scope.services.app.operators.disable(&caller, operator, reason).await;
         let executed = or_refused!(OperatorPayload, outcome(&scope, "operator.disable", disabled).await?);
         done(&scope, operator, &executed).await
@@ -274,8 +273,7 @@ impl OperatorMutation {
         let scope = Scope::of(ctx)?;
         let operator: OperatorId = NodeKind::Operator.parse(&input.operator_id)?;
         let caller = scope.caller(input.conditions)?;
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(OperatorPayload, reason);
+        let reason = or_refused!(OperatorPayload, reason(&input.reason));
         let enabled = scope.services.app.operators.enable(&caller, operator, reason).await;
         let executed = or_refused!(OperatorPayload, outcome(&scope, "operator.enable", enabled).await?);
         done(&scope, operator, &executed).await

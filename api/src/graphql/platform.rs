@@ -1,12 +1,12 @@
 //! The platform itself: where the ledger stands, how read models keep up, what is simulated.
 
 use async_graphql::{Context, Enum, InputObject, Object, SimpleObject};
-use botledger_domain::{Reason, operator::Permission};
+use botledger_domain::operator::Permission;
 use botledger_projections::{CheckpointStatus, Decision, decide, statuses};
 
 use super::{
     Acts, Needs, Scope,
-    error::{ApiError, ApiResult, UserError, note},
+    error::{ApiError, ApiResult, UserError, note, reason},
     scalars::At,
 };
 
@@ -131,9 +131,9 @@ impl PlatformMutation {
     ) -> ApiResult<ProjectionDecidePayload> {
         let scope = Scope::of(ctx)?;
         let refused = |error| Ok(ProjectionDecidePayload { projection: None, user_errors: vec![error] });
-        let reason = match Reason::parse(&input.reason) {
+        let reason = match reason(&input.reason) {
             Ok(reason) => reason,
-            Err(error) => return refused(UserError::of("reason", &error)),
+            Err(error) => return refused(error),
         };
         let decision = match input.decision {
             ProjectionDecision::Retry => Decision::Retry,

@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
 use botledger_domain::{
-    PlanName, Reason, SubjectId,
+    PlanName, SubjectId,
     operator::Permission,
     quota::{Override, Period as DomainPeriod},
 };
@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     Acts, AsOf, Conditions, Needs, Scope,
-    error::{ApiError, ApiResult, UserError, outcome},
+    error::{ApiError, ApiResult, UserError, outcome, reason},
     or_refused,
     page::{List, Slice},
     payload,
@@ -252,10 +252,7 @@ impl QuotaMutation {
         let caller = scope.caller(input.conditions)?;
         let tokens =
             u64::try_from(input.tokens.0).map_err(|_| ApiError::bad_input("tokens are at least 1"))?;
-        let reason = or_refused!(
-            QuotaPayload,
-            Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error))
-        );
+        let reason = or_refused!(QuotaPayload, reason(&input.reason));
         let workspace = scope.identity()?.workspace;
         let quotas = &scope.services.app.quotas;
         let granted =

@@ -3,7 +3,7 @@
 use async_graphql::{Context, Enum, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
 use botledger_commands::{LimitState, RateUnit as Unit};
 use botledger_domain::{
-    BotId, ConversationId, OperatorId, Reason, SubjectId,
+    BotId, ConversationId, OperatorId, SubjectId,
     operator::Permission,
     rate_limit::{RateRule, RateSubject, RateSubjectKind as Kind},
 };
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     Acts, AsOf, Conditions, Needs, Scope,
     bot::{self, RateLimit},
-    error::{ApiError, ApiResult, UserError, outcome},
+    error::{ApiError, ApiResult, outcome, reason},
     operator, or_refused,
     page::{List, Slice},
     payload,
@@ -359,6 +359,18 @@ struct RateOverrideRemoveInput {
     conditions: Option<Conditions>,
 }
 
+type Executed = botledger_commands::execute::Executed<botledger_domain::rate_limit::RateOverride>;
+
+async fn done(
+    scope: &Scope<'_>,
+    subject: &RateSubject,
+    executed: &Executed,
+) -> ApiResult<RateOverridePayload> {
+    let position = executed.receipt.position;
+    let thing = scope.written("rate_overrides", position, find(scope, subject)).await;
+    Ok(RateOverridePayload::done(thing, position))
+}
+
 #[derive(Default)]
 pub(crate) struct RateLimitMutation;
 
@@ -377,8 +389,7 @@ impl RateLimitMutation {
             return Err(ApiError::not_found("subject"));
         };
         let caller = scope.caller(input.conditions)?;
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(RateOverridePayload, reason);
+        let reason = or_refused!(RateOverridePayload, reason(&input.reason));
         let rule = RateRule {
             requests: input.requests.map(bot::limit),
             tokens: input.tokens.map(bot::limit),
@@ -389,9 +400,7 @@ impl RateLimitMutation {
         let set =
             limits.set_override(&caller, workspace, subject.clone(), rule, reason, input.expires_at).await;
         let executed = or_refused!(RateOverridePayload, outcome(&scope, "rate_override.set", set).await?);
-        let position = executed.receipt.position;
-        let thing = scope.written("rate_overrides", position, find(&scope, &subject)).await;
-        Ok(RateOverridePayload::done(thing, position))
+        done(&scope, &subject, &executed).await
     }
 
     /// Puts a subject back under its ordinary limits.
@@ -406,15 +415,12 @@ impl RateLimitMutation {
             return Err(ApiError::not_found("subject"));
         };
         let caller = scope.caller(input.conditions)?;
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(RateOverridePayload, reason);
+        let reason = or_refused!(RateOverridePayload, reason(&input.reason));
         let workspace = scope.identity()?.workspace;
         let limits = &scope.services.app.rate_limits;
         let removed = limits.remove_override(&caller, workspace, &subject, reason).await;
         let executed =
             or_refused!(RateOverridePayload, outcome(&scope, "rate_override.remove", removed).await?);
-        let position = executed.receipt.position;
-        let thing = scope.written("rate_overrides", position, find(&scope, &subject)).await;
-        Ok(RateOverridePayload::done(thing, position))
+        done(&scope, &subject, &executed).await
     }
 }

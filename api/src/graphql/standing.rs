@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, Subscription, connection::EmptyFields};
 use botledger_domain::{
-    BotId, Position, Reason, SubjectId,
+    BotId, Position, SubjectId,
     operator::Permission,
     standing::{self as domain, Appealable, Explanation, Verdict},
 };
@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     Acts, AsOf, Conditions, Needs, Scope, bot,
-    error::{ApiError, ApiResult, UserError, outcome},
+    error::{ApiError, ApiResult, outcome, reason},
     event::{Followed, follow},
     moderation::ModerationCase,
     or_refused,
@@ -674,6 +674,24 @@ struct StandingUndoInput {
     conditions: Option<Conditions>,
 }
 
+/// The bot and the person that are meant.
+fn whom(bot_id: &ID, person_id: &ID) -> ApiResult<(BotId, SubjectId)> {
+    Ok((NodeKind::Bot.parse(bot_id)?, NodeKind::Person.parse(person_id)?))
+}
+
+type Executed = botledger_commands::execute::Executed<botledger_domain::standing::Standing>;
+
+async fn done(
+    scope: &Scope<'_>,
+    bot: BotId,
+    subject: SubjectId,
+    executed: &Executed,
+) -> ApiResult<StandingPayload> {
+    let position = executed.receipt.position;
+    let thing = scope.written("standings", position, find(scope, bot, subject)).await;
+    Ok(StandingPayload::done(thing, position))
+}
+
 #[derive(Default)]
 pub(crate) struct StandingMutation;
 
@@ -687,16 +705,12 @@ impl StandingMutation {
         input: StandingBlockInput,
     ) -> ApiResult<StandingPayload> {
         let scope = Scope::of(ctx)?;
-        let bot: BotId = NodeKind::Bot.parse(&input.bot_id)?;
-        let subject: SubjectId = NodeKind::Person.parse(&input.person_id)?;
+        let (bot, subject) = whom(&input.bot_id, &input.person_id)?;
         let caller = scope.caller(input.conditions)?;
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(StandingPayload, reason);
+        let reason = or_refused!(StandingPayload, reason(&input.reason));
         let blocked = scope.services.app.standings.block(&caller, bot, subject, reason, input.until).await;
         let executed = or_refused!(StandingPayload, outcome(&scope, "standing.block", blocked).await?);
-        let position = executed.receipt.position;
-        let thing = scope.written("standings", position, find(&scope, bot, subject)).await;
-        Ok(StandingPayload::done(thing, position))
+        done(&scope, bot, subject, &executed).await
     }
 
     /// Lets a person in again, whoever blocked them. A block of the score goes with its points.
@@ -707,16 +721,12 @@ impl StandingMutation {
         input: StandingUnblockInput,
     ) -> ApiResult<StandingPayload> {
         let scope = Scope::of(ctx)?;
-        let bot: BotId = NodeKind::Bot.parse(&input.bot_id)?;
-        let subject: SubjectId = NodeKind::Person.parse(&input.person_id)?;
+        let (bot, subject) = whom(&input.bot_id, &input.person_id)?;
         let caller = scope.caller(input.conditions)?;
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(StandingPayload, reason);
+        let reason = or_refused!(StandingPayload, reason(&input.reason));
         let unblocked = scope.services.app.standings.unblock(&caller, bot, subject, reason).await;
         let executed = or_refused!(StandingPayload, outcome(&scope, "standing.unblock", unblocked).await?);
-        let position = executed.receipt.position;
-        let thing = scope.written("standings", position, find(&scope, bot, subject)).await;
-        Ok(StandingPayload::done(thing, position))
+        done(&scope, bot, subject, &executed).await
     }
 
     /// Grants the appeal that waits: score, ladder and blocks are gone.
@@ -727,16 +737,12 @@ impl StandingMutation {
         input: StandingAppealGrantInput,
     ) -> ApiResult<StandingPayload> {
         let scope = Scope::of(ctx)?;
-        let bot: BotId = NodeKind::Bot.parse(&input.bot_id)?;
-        let subject: SubjectId = NodeKind::Person.parse(&input.person_id)?;
+        let (bot, subject) = whom(&input.bot_id, &input.person_id)?;
         let caller = scope.caller(input.conditions)?;
-        let reason = input.reason.as_deref().map(Reason::parse).transpose();
-        let reason = or_refused!(StandingPayload, reason.map_err(|error| UserError::of("reason", &error)));
+        let reason = or_refused!(StandingPayload, input.reason.as_deref().map(reason).transpose());
         let granted = scope.services.app.standings.grant_appeal(&caller, bot, subject, reason).await;
         let executed = or_refused!(StandingPayload, outcome(&scope, "standing.appeal_grant", granted).await?);
-        let position = executed.receipt.position;
-        let thing = scope.written("standings", position, find(&scope, bot, subject)).await;
-        Ok(StandingPayload::done(thing, position))
+        done(&scope, bot, subject, &executed).await
     }
 
     /// Denies the appeal that waits: everything stays, and the next one may be filed in seven days.
@@ -747,16 +753,12 @@ impl StandingMutation {
         input: StandingAppealDenyInput,
     ) -> ApiResult<StandingPayload> {
         let scope = Scope::of(ctx)?;
-        let bot: BotId = NodeKind::Bot.parse(&input.bot_id)?;
-        let subject: SubjectId = NodeKind::Person.parse(&input.person_id)?;
+        let (bot, subject) = whom(&input.bot_id, &input.person_id)?;
         let caller = scope.caller(input.conditions)?;
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(StandingPayload, reason);
+        let reason = or_refused!(StandingPayload, reason(&input.reason));
         let denied = scope.services.app.standings.deny_appeal(&caller, bot, subject, reason).await;
         let executed = or_refused!(StandingPayload, outcome(&scope, "standing.appeal_deny", denied).await?);
-        let position = executed.receipt.position;
-        let thing = scope.written("standings", position, find(&scope, bot, subject)).await;
-        Ok(StandingPayload::done(thing, position))
+        done(&scope, bot, subject, &executed).await
     }
 
     /// Takes the last decision about a person back: what stood before it stands again, with what they
@@ -764,16 +766,12 @@ impl StandingMutation {
     #[graphql(guard = "Acts(Permission::Moderate)")]
     async fn standing_undo(&self, ctx: &Context<'_>, input: StandingUndoInput) -> ApiResult<StandingPayload> {
         let scope = Scope::of(ctx)?;
-        let bot: BotId = NodeKind::Bot.parse(&input.bot_id)?;
-        let subject: SubjectId = NodeKind::Person.parse(&input.person_id)?;
+        let (bot, subject) = whom(&input.bot_id, &input.person_id)?;
         let caller = scope.caller(input.conditions)?;
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(StandingPayload, reason);
+        let reason = or_refused!(StandingPayload, reason(&input.reason));
         let undone = scope.services.app.standings.undo(&caller, bot, subject, reason).await;
         let executed = or_refused!(StandingPayload, outcome(&scope, "standing.undo", undone).await?);
-        let position = executed.receipt.position;
-        let thing = scope.written("standings", position, find(&scope, bot, subject)).await;
-        Ok(StandingPayload::done(thing, position))
+        done(&scope, bot, subject, &executed).await
     }
 }
 

@@ -12,7 +12,7 @@ use futures::stream::BoxStream;
 use super::{
     Acts, AsOf, Conditions, Needs, Scope,
     bot::{self, Bot},
-    error::{ApiError, ApiResult, UserError, outcome},
+    error::{ApiError, ApiResult, UserError, outcome, reason},
     event::{Followed, follow},
     or_refused,
     page::{Cursor, Slice},
@@ -363,9 +363,7 @@ impl TurnMutation {
         let turn: TurnId = NodeKind::Turn.parse(&input.turn_id)?;
         let caller = scope.caller(input.conditions)?;
         let Some(known) = find(&scope, turn).await? else { return Err(ApiError::not_found("turn")) };
-        let reason =
-            botledger_domain::Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(TurnPayload, reason);
+        let reason = or_refused!(TurnPayload, reason(&input.reason));
         let failed = fail(&scope, &caller, turn, BotId(known.0.bot_id), reason.as_str()).await;
         let step = or_refused!(TurnPayload, outcome(&scope, "turn.fail", failed).await?);
         let StepOutcome::Done(receipt) = step else {

@@ -1,13 +1,13 @@
 //! The caller's workspace and its plans.
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
-use botledger_domain::{PlanName, Reason, operator::Permission, quota::PlanTerms};
+use botledger_domain::{PlanName, operator::Permission, quota::PlanTerms};
 use botledger_projections::WorkspaceRow;
 use chrono::{DateTime, Utc};
 
 use super::{
     Acts, Conditions, Needs, Scope,
-    error::{ApiError, ApiResult, UserError, outcome},
+    error::{ApiError, ApiResult, UserError, outcome, reason},
     or_refused, payload,
     quota::Period,
     scalars::{At, BigInt, NodeKind},
@@ -197,8 +197,7 @@ impl WorkspaceMutation {
         let scope = Scope::of(ctx)?;
         let caller = scope.caller(input.conditions)?;
         let plan = or_refused!(WorkspacePayload, plan_name(&input.plan));
-        let reason = Reason::parse(&input.reason).map_err(|error| UserError::of("reason", &error));
-        let reason = or_refused!(WorkspacePayload, reason);
+        let reason = or_refused!(WorkspacePayload, reason(&input.reason));
         let workspace = scope.identity()?.workspace;
         let retired = scope.services.app.workspaces.retire_plan(&caller, workspace, plan, reason).await;
         let executed = or_refused!(WorkspacePayload, outcome(&scope, "plan.retire", retired).await?);
