@@ -19,12 +19,12 @@ use std::sync::LazyLock;
 use sha2::{Digest, Sha256};
 
 use crate::Normalised;
-use crate::cued::{Balance, CuedModel, Cues, Example, out_of_fold_margins};
+use crate::cued::{self, Balance, CuedModel, Cues, Example, out_of_fold_margins};
 pub use crate::evidence::Evidence;
 use crate::features::{Counts, Symbols};
 use crate::lexicon::{Concepts, Found, Sightings};
 use crate::linear::Training;
-use crate::model_file::{Damage, Kind, Reader, Writer};
+use crate::model_file::{Damage, Kind};
 
 mod decode;
 mod rules;
@@ -397,11 +397,7 @@ impl AttackModel {
     /// The model as a file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut writer = Writer::new(Kind::Attack);
-        writer.text(&self.version);
-        writer.f32(self.threshold);
-        self.model.write(&mut writer);
-        writer.finish()
+        cued::to_file(Kind::Attack, &self.version, self.threshold, &self.model)
     }
 
     /// Reads what [`AttackModel::to_bytes`] wrote.
@@ -409,11 +405,7 @@ impl AttackModel {
     /// # Errors
     /// [`Damage`] when the file is no attack model of this program's rules.
     pub fn from_bytes(file: &[u8]) -> Result<Self, Damage> {
-        let mut reader = Reader::open_kind(file, Kind::Attack)?;
-        let version = reader.text()?;
-        let threshold = reader.f32()?;
-        let model = CuedModel::read(&mut reader, cue_count())?;
-        reader.finish()?;
+        let (version, threshold, model) = cued::from_file(file, Kind::Attack, cue_count())?;
         Ok(Self { model, threshold, version })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::features::{Counts, SparseVector, Vocabulary};
 use crate::linear::{Linear, Training};
-use crate::model_file::{Damage, Reader, Writer};
+use crate::model_file::{Damage, Kind, Reader, Writer};
 
 /// Cues of a text, by number: concepts, rules, marks. Ascending, without duplicates.
 pub(crate) type Cues = Vec<u32>;
@@ -92,6 +92,24 @@ impl CuedModel {
         let linear = Linear::read(from, vocabulary.columns() + cues)?;
         Ok(Self { vocabulary, linear, cues, balance })
     }
+}
+
+/// A detector that asks one question, as a file: its version, the margin from which the model alone speaks,
+/// and the model.
+pub(crate) fn to_file(kind: Kind, version: &str, threshold: f32, model: &CuedModel) -> Vec<u8> {
+    let mut writer = Writer::new(kind);
+    writer.text(version);
+    writer.f32(threshold);
+    model.write(&mut writer);
+    writer.finish()
+}
+
+/// Version, threshold and model from what [`to_file`] wrote, for so many cues.
+pub(crate) fn from_file(file: &[u8], kind: Kind, cues: usize) -> Result<(String, f32, CuedModel), Damage> {
+    let mut reader = Reader::open_kind(file, kind)?;
+    let parts = (reader.text()?, reader.f32()?, CuedModel::read(&mut reader, cues)?);
+    reader.finish()?;
+    Ok(parts)
 }
 
 /// The margins of every example from models that did not see its group: `folds` models, each trained without

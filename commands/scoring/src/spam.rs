@@ -12,12 +12,12 @@ use sha2::{Digest, Sha256};
 
 use crate::Normalised;
 use crate::attack::Level;
-use crate::cued::{Balance, CuedModel, Cues, Example, out_of_fold_margins};
+use crate::cued::{self, Balance, CuedModel, Cues, Example, out_of_fold_margins};
 pub use crate::evidence::Evidence;
 use crate::features::{Counts, Symbols};
 use crate::lexicon::{Concepts, Sightings};
 use crate::linear::Training;
-use crate::model_file::{Damage, Kind, Reader, Writer};
+use crate::model_file::{Damage, Kind};
 use crate::normalise::WordKind;
 
 /// From here on a text is suspected.
@@ -406,11 +406,7 @@ impl SpamModel {
     /// The model as a file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut writer = Writer::new(Kind::Spam);
-        writer.text(&self.version);
-        writer.f32(self.threshold);
-        self.model.write(&mut writer);
-        writer.finish()
+        cued::to_file(Kind::Spam, &self.version, self.threshold, &self.model)
     }
 
     /// Reads what [`SpamModel::to_bytes`] wrote.
@@ -418,11 +414,7 @@ impl SpamModel {
     /// # Errors
     /// [`Damage`] when the file is no spam model of this program's rules.
     pub fn from_bytes(file: &[u8]) -> Result<Self, Damage> {
-        let mut reader = Reader::open_kind(file, Kind::Spam)?;
-        let version = reader.text()?;
-        let threshold = reader.f32()?;
-        let model = CuedModel::read(&mut reader, cue_count())?;
-        reader.finish()?;
+        let (version, threshold, model) = cued::from_file(file, Kind::Spam, cue_count())?;
         Ok(Self { model, threshold, version })
     }
 
