@@ -149,8 +149,7 @@ impl Gate {
             };
             match self.core.journal.append(set).await {
                 Ok(_) => {
-                    count(&decision);
-                    self.remember_notice(&message, &decision);
+                    self.remember(&message, &decision);
                     if matches!(decision, Decision::Refused { .. }) {
                         self.limiter.settle(&self.rate_call(turn, &message, &bot.settings, 0), 0).await;
                     }
@@ -237,14 +236,9 @@ impl Gate {
         let mut set = AppendSet::new(caller.at(turn).metadata(self.core.instance));
         set.fence(message.bot, fence.epoch);
         let decision = self.refuse(&mut set, &mut loaded, reason, self.core.clock.now())?;
-        match self.core.journal.append(set).await {
-            Ok(_) => {
-                count(&decision);
-                self.remember_notice(&message, &decision);
-                Ok(Some(decision))
-            }
-            Err(error) => Err(error.into()),
-        }
+        self.core.journal.append(set).await?;
+        self.remember(&message, &decision);
+        Ok(Some(decision))
     }
 
     async fn body_of(&self, message: &Message) -> Result<BodyContent, GateError> {
@@ -317,7 +311,7 @@ impl Gate {
         };
         // The message counts already; now it is known how many tokens it may take at most.
         let call = self.rate_call(TurnId(reservation.uuid()), message, settings, tokens);
-        if let Err(full) = self.limiter.take(&call).await {
+        if let Err(full) = self.limiter.take_tokens(&call).await {
             return self.refuse(set, turn, rate_limited(full), now);
         }
         set.decide(&mut quota, QuotaCommand::Reserve { reservation, tokens }, now)
@@ -409,7 +403,10 @@ impl Gate {
         }
     }
 
-    fn remember_notice(&self, message: &Message, decision: &Decision) {
+    /// What a recorded decision leaves in this process: it is counted, and what the person is told is not
+    /// told again soon.
+    fn remember(&self, message: &Message, decision: &Decision) {
+        count(decision);
         if let Decision::Refused { reason, notify: true } = decision
             && let Some(memory) = self.notice_memory(reason)
         {

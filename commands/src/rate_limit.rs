@@ -299,6 +299,18 @@ impl RateLimiter {
         Err(refusal)
     }
 
+    /// Takes the tokens of a call that was let through before they were known. Where no limit counts
+    /// tokens there is nothing to ask.
+    ///
+    /// # Errors
+    /// The limit that does not let it through.
+    pub async fn take_tokens(&self, call: &RateCall) -> Result<(), RateRefusal> {
+        if self.rules(call).await.iter().all(|rule| rule.tokens.is_none()) {
+            return Ok(());
+        }
+        self.take(call).await.map(drop)
+    }
+
     /// How all limits of a call stand, without taking anything.
     pub async fn look(&self, call: &RateCall) -> Vec<LimitState> {
         let (answer, rules) = self.ask(call, true).await;
@@ -311,6 +323,10 @@ impl RateLimiter {
         let Some(id) = call.id else { return };
         let tokens = tokens.min(u64::from(MOST_OF_A_RATE));
         let (keys, rules) = (Keys::of(call), self.rules(call).await);
+        if rules.iter().all(|rule| rule.tokens.is_none() && rule.parallel.is_none()) {
+            // It took no tokens and no place: there is nothing to give back.
+            return;
+        }
         let mut script = scripts::SETTLE.prepare_invoke();
         keys.given_to(&mut script);
         let memory = scripts::SETTLED_MEMORY.as_millis();
