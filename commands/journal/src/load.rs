@@ -90,7 +90,7 @@ mod sealed {
 
     use super::{EventRow, JournalError};
 
-    pub trait Load: Send {
+    pub trait Load: Send + Sync {
         fn stream(&self) -> (&'static str, &str);
         /// Takes what is in memory; gives the version that has to be read from, it included.
         fn remember(&mut self, entry: Option<std::sync::Arc<dyn Any + Send + Sync>>) -> i64;
