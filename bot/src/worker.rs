@@ -393,16 +393,12 @@ impl Worker<'_> {
             Command::Settings => texts::settings(language),
             Command::Stop => texts::stopped(language, self.started.stopped_something),
             Command::Usage => {
-                match app.quotas.left(message.workspace, message.subject).await.map_err(other)? {
-                    Some(left) => texts::usage(language, &left, now),
-                    None => texts::no_quota(language),
-                }
+                let limits = app.quotas.left(message.workspace, message.subject).await.map_err(other)?;
+                texts::usage::usage(language, &limits, now)
             }
             Command::Status => {
-                let quota = match app.quotas.left(message.workspace, message.subject).await.map_err(other)? {
-                    Some(left) => texts::quota(language, &left, now),
-                    None => texts::no_quota(language),
-                };
+                let limits = app.quotas.left(message.workspace, message.subject).await.map_err(other)?;
+                let quota = texts::usage::tightest(language, &limits, now);
                 let sessions = app.sessions.of(message.conversation).await.map_err(other)?;
                 let bot = app.bots.get(&self.caller, self.bot.id).await.map_err(other)?;
                 let model = bot.settings.model.unwrap_or_else(|| self.bot.deps.config.default_model.clone());

@@ -6,14 +6,13 @@ use std::{sync::Arc, time::Duration};
 
 use botledger_domain::{
     ConversationId, ModelName, ReservationId, SubjectId, TurnId,
+    account::Amounts,
     bot::{Bot, BotRateLimits, BotSettings},
     chat_session::{ChatSession, ChatSessionCommand},
-    quota::{Quota, QuotaCommand, QuotaEvent},
-    quota_stream,
+    price::PriceList,
     standing::{BlockCause, Standing, Verdict},
     standing_stream,
     turn::{Admission, Message, RefusalReason, Turn, TurnCommand, TurnError, TurnPhase},
-    workspace::Workspace,
 };
 use botledger_journal::{AppendError, AppendSet, Loaded};
 use botledger_llm::ChatRequest;
@@ -23,7 +22,9 @@ use moka::sync::Cache;
 use self::ask::{Asked, FIT_OVERHEAD};
 use crate::{
     Access, AccessLists, BodyContent, Caller, CommandError, Core, KeptCall, RateCall, RateLimiter,
-    RateRefusal, VaultError, execute::ATTEMPTS,
+    RateRefusal, VaultError,
+    execute::ATTEMPTS,
+    holds::{self, Held, Holds},
 };
 
 /// What a bot without settings of its own gets.
@@ -33,6 +34,8 @@ pub struct GateDefaults {
     pub provider: String,
     /// Model that answers.
     pub model: ModelName,
+    /// What models cost.
+    pub prices: PriceList,
     /// Rate limits.
     pub rate_limits: BotRateLimits,
     /// Exchanges looked at for context, at most.
@@ -94,6 +97,7 @@ pub struct Gate {
     core: Arc<Core>,
     access: AccessLists,
     limiter: RateLimiter,
+    holds: Holds,
     defaults: Arc<GateDefaults>,
     notices: Cache<Notice, ()>,
     block_notices: Cache<Notice, ()>,
@@ -107,12 +111,13 @@ impl Gate {
         core: Arc<Core>,
         access: AccessLists,
         limiter: RateLimiter,
+        holds: Holds,
         defaults: GateDefaults,
     ) -> Self {
         let notices = Cache::builder().max_capacity(100_000).time_to_live(defaults.notice_pause).build();
         let block_notices =
             Cache::builder().max_capacity(100_000).time_to_live(defaults.block_notice_pause).build();
-        Self { core, access, limiter, defaults: Arc::new(defaults), notices, block_notices }
+        Self { core, access, limiter, holds, defaults: Arc::new(defaults), notices, block_notices }
     }
 
     /// Decides a received turn and records the decision. A turn that was admitted before and has no
@@ -260,20 +265,11 @@ impl Gate {
         body: &BodyContent,
         now: DateTime<Utc>,
     ) -> Result<Decision, GateError> {
-        let mut quota = self
-            .core
-            .journal
-            .load::<Quota>(&quota_stream(message.workspace, message.subject).to_string())
-            .await?;
-        if quota.state.plan.is_none() {
-            let tenant = self.core.journal.load::<Workspace>(&message.workspace.to_string()).await?;
-            let (plan, terms) =
-                tenant.state.default_terms().ok_or(CommandError::NotFound { what: "plan" })?;
-            let (workspace, subject, plan, terms) =
-                (message.workspace, message.subject, plan.clone(), *terms);
-            let command = QuotaCommand::AssignPlan { workspace, subject, plan, terms, by: None };
-            set.decide(&mut quota, command, now).map_err(CommandError::broken)?;
-        }
+        let model = self.model(settings);
+        let price = self.defaults.prices.of(&self.defaults.provider, &model);
+        // Nothing asks for more than the model's window.
+        let most = holds::worst_case(u64::from(settings.context_tokens) + FIT_OVERHEAD, &price);
+        let mut opened = self.holds.open(set, message, most, now).await?;
         let mut sessions = self.core.journal.load::<ChatSession>(&message.conversation.to_string()).await?;
         let (conversation, bot, subject) = (message.conversation, message.bot, message.subject);
         set.decide(&mut sessions, ChatSessionCommand::Ensure { conversation, bot, subject }, now)
@@ -281,49 +277,47 @@ impl Gate {
         let (session, state) = sessions.state.current().ok_or(CommandError::NotFound { what: "session" })?;
         let context_epoch = state.context_epoch;
 
-        let remaining = quota.state.left_at(now).map_or(0, |left| left.remaining);
-        let window = u64::from(settings.context_tokens).min(remaining);
+        let window = u64::from(settings.context_tokens).min(opened.tokens(&price, now));
         let reservation = ReservationId(turn_uuid(turn)?);
         let prompt = body.text().unwrap_or_default();
         let asked = self.ask(message, settings, session, context_epoch, prompt, window).await?;
-        let (request, tokens) = match asked {
-            Asked::Fits { request, tokens } => (request, tokens),
+        let (request, asked) = match asked {
+            Asked::Fits { request, tokens } => {
+                let answer = u64::from(request.num_predict);
+                let money = price.cost(tokens.saturating_sub(answer), answer);
+                (Some(request), Amounts { tokens, messages: 1, money })
+            }
             Asked::TooLong { tokens } if tokens > u64::from(settings.context_tokens) => {
                 let reason = RefusalReason::TooLong { tokens, limit: u64::from(settings.context_tokens) };
                 return self.refuse(set, turn, reason, now);
             }
-            Asked::TooLong { tokens } => {
-                let events = set
-                    .decide(&mut quota, QuotaCommand::Reserve { reservation, tokens }, now)
-                    .map_err(CommandError::broken)?;
-                return match events.last() {
-                    Some(QuotaEvent::QuotaExceeded { requested, remaining, resets_at, .. }) => {
-                        let reason = RefusalReason::QuotaExceeded {
-                            requested: *requested,
-                            remaining: *remaining,
-                            resets_at: *resets_at,
-                        };
-                        self.refuse(set, turn, reason, now)
-                    }
-                    _ => Err(CommandError::Conflict),
-                };
-            }
+            Asked::TooLong { tokens } => (None, holds::worst_case(tokens, &price)),
         };
-        // The message counts already; now it is known how many tokens it may take at most.
-        let call = self.rate_call(TurnId(reservation.uuid()), message, settings, tokens);
-        if let Err(full) = self.limiter.take_tokens(&call).await {
-            return self.refuse(set, turn, rate_limited(full), now);
+        if request.is_some() {
+            // The message counts already; now it is known how many tokens it may take at most.
+            let call = self.rate_call(TurnId(reservation.uuid()), message, settings, asked.tokens);
+            if let Err(full) = self.limiter.take_tokens(&call).await {
+                return self.refuse(set, turn, rate_limited(full), now);
+            }
         }
-        set.decide(&mut quota, QuotaCommand::Reserve { reservation, tokens }, now)
-            .map_err(CommandError::broken)?;
+        let held = self.holds.reserve(set, &mut opened, reservation, asked, now).await?;
+        let (request, reserved) = match (held, request) {
+            (Held::Refused(reason), _) => return self.refuse(set, turn, reason, now),
+            (Held::Reserved(reserved), Some(request)) => (request, reserved),
+            // What was left grew while the question was put together.
+            (Held::Reserved(_), None) => return Err(CommandError::Conflict),
+        };
         let admission = Admission {
             reservation,
-            reserved_tokens: tokens,
+            reserved_tokens: reserved.amounts.tokens,
+            price,
+            reserved_money: reserved.amounts.money,
+            budgets: reserved.budgets,
             session,
             context_epoch,
             provider: self.defaults.provider.clone(),
-            model: self.model(settings),
-            notices: vec![],
+            model,
+            notices: reserved.notices,
         };
         set.decide(turn, TurnCommand::Admit(admission.clone()), now).map_err(CommandError::Refused)?;
         Ok(Decision::Admitted(Box::new(AdmittedTurn {
@@ -398,6 +392,7 @@ impl Gate {
             | RefusalReason::Throttled { .. }
             | RefusalReason::Unscored
             | RefusalReason::QuotaExceeded { .. }
+            | RefusalReason::BudgetExhausted { .. }
             | RefusalReason::Overloaded { .. } => Some(&self.notices),
             RefusalReason::TooLong { .. } | RefusalReason::Content { .. } | RefusalReason::OffTopic => None,
         }
@@ -425,8 +420,14 @@ fn turn_uuid(turn: &Loaded<Turn>) -> Result<uuid::Uuid, GateError> {
 
 fn count(decision: &Decision) {
     let outcome: &'static str = match decision {
-        Decision::Admitted(_) => "admitted",
-        Decision::Refused { reason, .. } => reason.into(),
+        Decision::Admitted(admitted) => {
+            holds::count(&admitted.admission);
+            "admitted"
+        }
+        Decision::Refused { reason, .. } => {
+            holds::count_refusal(reason);
+            reason.into()
+        }
         Decision::AlreadyDecided(_) => return,
     };
     metrics::counter!("botledger_gate_decisions_total", "outcome" => outcome).increment(1);

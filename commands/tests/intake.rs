@@ -14,8 +14,8 @@ use botledger_domain::{
 use futures::future::join_all;
 use sqlx::PgPool;
 use support::{
-    World, audit_quotas, by_model, event_count, event_types, message, noon, person, replays_to_the_same,
-    system,
+    Tokens, World, audit_quotas, by_model, event_count, event_types, message, noon, person,
+    replays_to_the_same, system,
 };
 
 fn unreadable(update_id: Option<i64>) -> IncomingUpdate {
@@ -243,7 +243,7 @@ async fn a_turn_is_decided_once_however_many_try(pool: PgPool) {
     let fence = world.fence;
     join_all((0..8).map(|n| support::decide_insistently(&apps[n % 2], turn, fence))).await;
     assert_eq!(event_types(&pool, "turn", &turn.to_string()).await, ["message_received", "turn_admitted"]);
-    let holds = world.quota(7).await.reservations;
+    let holds = world.quota(7).await.account.holds;
     assert_eq!(holds.len(), 1);
     audit_quotas(&pool).await;
 }
@@ -331,7 +331,7 @@ async fn a_stopped_answer_is_settled_and_a_late_one_changes_nothing(pool: PgPool
     assert_eq!(late, StepOutcome::AlreadyPast(TurnPhase::Answered));
     let late = turns.fail(&system(), turn, fence, failure()).await.unwrap();
     assert_eq!(late, StepOutcome::AlreadyPast(TurnPhase::Answered));
-    assert_eq!((world.quota(1).await.used, world.quota(1).await.reserved()), (15, 0));
+    assert_eq!((world.quota(1).await.used(), world.quota(1).await.held()), (15, 0));
     let bodies: i64 =
         sqlx::query_scalar("SELECT count(*) FROM message_bodies").fetch_one(&pool).await.unwrap();
     assert_eq!(bodies, 2, "the late answer is not stored");

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod bot;
+pub mod budget;
 pub mod config;
 pub mod events;
 pub mod keys;
@@ -105,6 +106,9 @@ pub enum Command {
     /// The bots of the fleet
     #[command(subcommand)]
     Bot(bot::BotCommand),
+    /// What bots and workspaces may use
+    #[command(subcommand)]
+    Budget(budget::BudgetCommand),
     /// Addresses that ask the API: let one in, set its pace
     #[command(subcommand)]
     Address(address::AddressCommand),
@@ -136,6 +140,7 @@ impl Cli {
             Command::Link(link) => link.run(self.settings).await,
             Command::Keys(command) => command.run(self.settings).await,
             Command::Bot(command) => command.run(self.settings).await,
+            Command::Budget(command) => command.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,

@@ -168,6 +168,7 @@ fn gate(config: &Config) -> Result<GateDefaults> {
     Ok(GateDefaults {
         provider: PROVIDER.to_owned(),
         model: default_model(config)?,
+        prices: config.prices.list().map_err(|part| anyhow!("prices.models holds {part}"))?,
         rate_limits: BotRateLimits::of_messages(
             limit(config.limits.user),
             limit(config.limits.chat),
@@ -190,7 +191,8 @@ fn default_model(config: &Config) -> Result<ModelName> {
 pub fn default_plan(config: &Config) -> Result<(PlanName, PlanTerms)> {
     let name = PlanName::parse(&config.quota.default_plan).context("quota.default_plan")?;
     let period = config.quota.period.parse().map_err(|_| anyhow!("quota.period makes no sense"))?;
-    Ok((name, PlanTerms { tokens: config.quota.tokens, period }))
+    let warnings = config.quota.warnings().map_err(|part| anyhow!("quota.warn_at_percent holds {part}"))?;
+    Ok((name, PlanTerms { warn_at_percent: warnings, ..PlanTerms::tokens(config.quota.tokens, period) }))
 }
 
 /// The model server.

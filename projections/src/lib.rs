@@ -8,6 +8,7 @@
 mod access_lists;
 mod as_of;
 mod bots;
+mod budgets;
 mod conversations;
 mod directory;
 mod fold;
@@ -34,6 +35,7 @@ pub use as_of::{
     turn_as_of,
 };
 pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
+pub use budgets::{BudgetHead, BudgetRow, BudgetShareRow, BudgetsProjection, budget, budgets_page};
 pub use conversations::{
     ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation,
     conversations_page, sessions,
@@ -75,6 +77,7 @@ pub fn all() -> Vec<Arc<dyn Projection>> {
     vec![
         Arc::new(AccessListsProjection),
         Arc::new(BotsProjection),
+        Arc::new(BudgetsProjection),
         Arc::new(ConversationsProjection),
         Arc::new(DirectoryProjection),
         Arc::new(ModerationProjection),

@@ -254,7 +254,7 @@ fn advance(row: &mut TurnRow, fact: TurnEvent, usage: &mut UsageDeltas) {
             enter(row, if notify { TurnPhase::RefusalPending } else { TurnPhase::Refused }, refused_at);
             usage.at(refused_at, row).refused += 1;
         }
-        TurnEvent::ReplyGenerated { source, body, latency_ms, generated_at } => {
+        TurnEvent::ReplyGenerated { source, body, latency_ms, generated_at, .. } => {
             row.reply_body = Some(body.body_id.uuid());
             row.answered_at = Some(generated_at);
             enter(row, TurnPhase::Answered, generated_at);

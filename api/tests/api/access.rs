@@ -23,7 +23,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 68] = [
+const NEEDS: [(&str, Permission); 73] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -63,6 +63,11 @@ const NEEDS: [(&str, Permission); 68] = [
     ("quotas", ReadOperations),
     ("quotaAssignPlan", ManageQuotas),
     ("quotaGrantOverride", ManageQuotas),
+    ("budget", ReadOperations),
+    ("budgets", ReadOperations),
+    ("budgetSet", ManageQuotas),
+    ("budgetRaise", ManageQuotas),
+    ("budgetRemove", ManageQuotas),
     ("standing", ReadOperations),
     ("standings", ReadOperations),
     ("standingBlock", Moderate),
@@ -95,7 +100,7 @@ const NEEDS: [(&str, Permission); 68] = [
 ];
 
 /// Inputs of which exactly one field is given.
-const ONE_OF: [&str; 1] = ["AccessTargetInput"];
+const ONE_OF: [&str; 2] = ["AccessTargetInput", "HolderInput"];
 
 /// Fields below the root that need `ReadPersonal`, with a query that gets there.
 const PERSONAL: [(&str, &str); 6] = [
@@ -121,11 +126,14 @@ const PLAIN: &str = "
     Event.eventVersion Event.instance Event.leafHash Event.payload Event.source
     Operator.login
     Person.messages
-    Plan.name Plan.tokens
+    LimitLeft.carried LimitLeft.limit LimitLeft.remaining LimitLeft.reserved LimitLeft.used
+    LimitWarning.limit LimitWarning.used
+    Plan.name Plan.tokens PlanLimit.amount PlanLimit.rollOver
     Platform.simulated Platform.version
     Projection.error Projection.name Projection.status
     Quota.plan Quota.planTokens Quota.refusals Quota.reserved Quota.used
-    QuotaOverride.tokens
+    QuotaOverride.amount QuotaOverride.tokens
+    Raise.amount
     RateLimitState.limit RateLimitState.perMinute RateLimitState.remaining
     RateOverride.name RateOverride.reason
     SessionTokens.accessToken SessionTokens.login SessionTokens.refreshToken
@@ -153,16 +161,19 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 37] = [
+const REACHED: [(&str, &str); 42] = [
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
     ("Bot", "manage_bots moderate read_operations"),
     ("BotSettings", "manage_bots moderate read_operations"),
+    ("Budget", "manage_quotas read_operations"),
     ("ChatSession", "moderate read_operations"),
     ("Conversation", "moderate read_operations"),
     ("Event", "read_ledger"),
     ("Evidence", "moderate read_operations"),
     ("LadderThresholds", "moderate read_operations"),
+    ("LimitLeft", "manage_bots manage_quotas moderate read_operations"),
+    ("LimitWarning", "manage_bots manage_quotas moderate read_operations"),
     ("ModerationCase", "moderate read_operations"),
     ("ModerationOutcome", "moderate"),
     // Of read_operations only where it is read_ledger as well: `node` looks itself.
@@ -170,10 +181,12 @@ const REACHED: [(&str, &str); 37] = [
     ("ParallelAnswers", "manage_bots moderate read_operations"),
     ("Person", "manage_bots moderate read_operations"),
     ("Plan", "manage_bots manage_quotas read_operations read_self"),
+    ("PlanLimit", "manage_bots manage_quotas moderate read_operations read_self"),
     ("Platform", "read_self"),
     ("Projection", "manage_bots read_operations"),
     ("Quota", "manage_bots manage_quotas moderate read_operations"),
     ("QuotaOverride", "manage_bots manage_quotas moderate read_operations"),
+    ("Raise", "manage_quotas read_operations"),
     ("RateLimit", "manage_bots manage_quotas moderate read_operations"),
     ("RateLimitState", "read_operations"),
     ("RateLimits", "manage_bots moderate read_operations"),

@@ -22,6 +22,7 @@ use botledger_domain::{
     BotId, Clock, InstanceId, ModelName, OperatorId, PlanName, Position, SubjectId, TurnId, WorkspaceId,
     bot::{BotRateLimits, BotSettings, RateLimit, UpdateMode},
     operator::{Login, OperatorCommand, Role},
+    price::PriceList,
     quota::{Period, PlanTerms},
     turn::{Ask, ChatKind, Lane, ReplySource},
 };
@@ -150,6 +151,7 @@ impl Platform {
             gate: GateDefaults {
                 provider: "ollama".to_owned(),
                 model: ModelName::parse("llama3.2").unwrap(),
+                prices: PriceList::default(),
                 rate_limits: BotRateLimits::of_messages(generous, generous, generous),
                 context_exchanges: 20,
                 notice_pause: Duration::from_secs(60),
@@ -197,7 +199,7 @@ impl Platform {
     /// A workspace of that name with an owner.
     pub(crate) async fn tenant(&self, name: &str) -> Tenant {
         let workspace = WorkspaceId(Uuid::now_v7());
-        let terms = PlanTerms { tokens: 100_000, period: Period::Day };
+        let terms = PlanTerms::tokens(100_000, Period::Day);
         let plan = PlanName::parse("free").unwrap();
         self.app.workspaces.create(&system(), workspace, name.to_owned(), plan, terms).await.unwrap();
         let owner = self.operator(workspace, &format!("{name}-owner"), Role::Owner).await;

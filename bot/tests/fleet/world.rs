@@ -13,8 +13,10 @@ use botledger_commands::{
 };
 use botledger_domain::{
     BotId, InstanceId, ModelName, PlanName, SubjectId, WorkspaceId,
+    account::LimitLeft,
     bot::{BotRateLimits, BotSettings, RateLimit, UpdateMode},
-    quota::{Period, PlanTerms, QuotaLeft},
+    price::PriceList,
+    quota::{Period, PlanTerms},
 };
 use botledger_journal::JournalConfig;
 use botledger_llm::{Ollama, OllamaLimits};
@@ -76,7 +78,7 @@ impl Default for Setup {
                 retries: 1,
                 ..OllamaLimits::default()
             },
-            terms: PlanTerms { tokens: 100_000_000, period: Period::Day },
+            terms: PlanTerms::tokens(100_000_000, Period::Day),
             bots: BotConfig {
                 poll_timeout: Duration::from_secs(5),
                 call_timeout: Duration::from_secs(5),
@@ -183,7 +185,7 @@ impl World {
         let app = world.app(&world.routes());
         let plan = PlanName::parse("standard").unwrap();
         app.workspaces
-            .create(&system(), world.workspace, "Test".to_owned(), plan, world.setup.terms)
+            .create(&system(), world.workspace, "Test".to_owned(), plan, world.setup.terms.clone())
             .await
             .unwrap();
         world
@@ -216,6 +218,7 @@ impl World {
             gate: GateDefaults {
                 provider: "ollama".to_owned(),
                 model: self.setup.bots.default_model.clone(),
+                prices: PriceList::default(),
                 rate_limits: BotRateLimits::of_messages(often, often, often),
                 context_exchanges: 20,
                 notice_pause: self.setup.notice_pause,
@@ -361,9 +364,9 @@ impl World {
         instance.app.core.vault.subject_id(self.workspace, person.id)
     }
 
-    pub(crate) async fn quota(&self, instance: &Instance, person: &Person) -> QuotaLeft {
+    pub(crate) async fn quota(&self, instance: &Instance, person: &Person) -> LimitLeft {
         let subject = self.subject(instance, person);
-        instance.app.quotas.left(self.workspace, subject).await.unwrap().unwrap()
+        instance.app.quotas.left(self.workspace, subject).await.unwrap().remove(0)
     }
 
     /// Waits until somebody polls for the bot.

@@ -116,7 +116,7 @@ impl Pace {
     }
 }
 
-async fn only_workspace(pool: &ReadPool) -> Result<WorkspaceId> {
+pub(super) async fn only_workspace(pool: &ReadPool) -> Result<WorkspaceId> {
     match workspaces_page(pool, Page::oldest(2)).await.context("the database does not answer")?.as_slice() {
         [one] => Ok(WorkspaceId(one.workspace)),
         [] => bail!("there is no workspace yet"),

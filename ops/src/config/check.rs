@@ -59,6 +59,17 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     if !["minute", "hour", "day", "week", "month"].contains(&config.quota.period.as_str()) {
         f.add("quota.period", "must be minute, hour, day, week or month");
     }
+    if let Err(part) = config.quota.warnings() {
+        f.add("quota.warn_at_percent", &format!("holds {part}, which is no percentage from 1 to 99"));
+    }
+    f.length("prices.currency", &config.prices.currency, 16);
+    f.length("prices.version", &config.prices.version, 64);
+    if let Err(part) = config.prices.list() {
+        f.add(
+            "prices.models",
+            &format!("holds {part}, which does not read provider/model=prompt:completion"),
+        );
+    }
     f.range("keys.master_key_version", u64::from(config.keys.master_key_version), 1, 1_000_000);
     if let Err(reason) = config.keys.previous() {
         f.add("keys.previous_master_keys", &reason);
@@ -213,6 +224,8 @@ mod tests {
         config.limits.user.burst = 0;
         config.rate_limits.processes = 0;
         config.quota.period = "fortnight".to_owned();
+        config.quota.warn_at_percent = "80, 100".to_owned();
+        config.prices.models = "ollama/*=0:0, ollama/llama3.2=cheap".to_owned();
         config.log.level = "info,=,".to_owned();
         config.database.url = Secret::new("mysql://root:hunter2@x");
         config.keys.master_key = Secret::new("abc");
@@ -231,6 +244,8 @@ mod tests {
                 "limits.user.burst",
                 "rate_limits.processes",
                 "quota.period",
+                "quota.warn_at_percent",
+                "prices.models",
                 "log.level",
                 "database.url",
                 "keys.master_key",

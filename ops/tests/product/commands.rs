@@ -55,7 +55,10 @@ async fn a_changed_row_is_found_and_repaired_by_replay(pool: PgPool) {
     house.telegram.say(BOT, &Person::number(4), "hello there").unwrap();
     house.all_ended(1).await;
     house.assert_replay_agrees().await;
-    sqlx::query("UPDATE read.quotas SET used = used - 1").execute(&house.pool).await.unwrap();
+    sqlx::query("UPDATE read.quotas SET reserved_money = reserved_money + 1")
+        .execute(&house.pool)
+        .await
+        .unwrap();
     let verified = house.run(&["replay", "quotas", "--verify"]).await;
     assert_eq!(verified.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&verified.stdout).contains("1 rows DIFFER"), "{verified:?}");
