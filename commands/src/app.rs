@@ -6,9 +6,9 @@ use redis::aio::ConnectionManager;
 use sqlx::PgPool;
 
 use crate::{
-    AccessLists, Audit, Bots, Budgets, Gate, GateDefaults, Histories, KeyRing, Operators, Policies, Quotas,
-    RateDefaults, RateLimiter, RateLimits, Sessions, SharedIds, Standings, Subjects, TelegramProbe, Turns,
-    Vault, Workspaces, holds::Holds, rate_limit::Overrides,
+    AccessLists, Audit, Bots, Budgets, Gate, GateDefaults, Histories, KeyRing, ModerationServices, Operators,
+    Policies, Quotas, RateDefaults, RateLimiter, RateLimits, Sessions, SharedIds, Standings, Subjects,
+    TelegramProbe, Turns, Vault, Workspaces, holds::Holds, rate_limit::Overrides, scorer::Scorer,
 };
 
 /// What every use case stands on.
@@ -28,6 +28,8 @@ pub struct AppConfig {
     pub journal: JournalConfig,
     pub keys: KeyRing,
     pub gate: GateDefaults,
+    /// What policies may name beside the detectors of this process.
+    pub moderation: ModerationServices,
     pub rates: RateDefaults,
     /// How long Redis may take before it counts as away.
     pub redis_patience: Duration,
@@ -84,6 +86,7 @@ impl App {
             .with_defaults(config.rates)
             .with_overrides(overrides.clone());
         let access_lists = AccessLists::new(Arc::clone(&core));
+        let policies = Policies::new(Arc::clone(&core));
         Self {
             bots: Bots::new(Arc::clone(&core), probe),
             turns: Turns::new(Arc::clone(&core), subjects.clone(), holds.clone()),
@@ -93,6 +96,8 @@ impl App {
                 access_lists.clone(),
                 limiter.clone(),
                 holds.clone(),
+                policies.clone(),
+                Scorer::new(config.moderation),
                 config.gate,
             ),
             budgets: Budgets::new(Arc::clone(&core), holds),
@@ -100,7 +105,7 @@ impl App {
             rate_limits: RateLimits::new(Arc::clone(&core), limiter, overrides, config.rates, messages),
             access_lists,
             standings: Standings::new(Arc::clone(&core)),
-            policies: Policies::new(Arc::clone(&core)),
+            policies,
             operators: Operators::new(Arc::clone(&core), workspaces.clone(), audit.clone()),
             workspaces,
             sessions: Sessions::new(Arc::clone(&core)),
@@ -160,6 +165,7 @@ pub fn describe_metrics() {
         "Calls for which the provider counted more tokens than were held: the excess is charged to nobody"
     );
     crate::standing::describe_metrics();
+    crate::scorer::describe_metrics();
     botledger_journal::describe_metrics();
     botledger_llm::describe_metrics();
 }

@@ -8,6 +8,7 @@
 mod access_list;
 mod app;
 mod audit;
+mod behaviour;
 mod body;
 mod bot;
 mod budget;
@@ -26,6 +27,7 @@ mod operator;
 mod policy;
 mod quota;
 mod rate_limit;
+mod scorer;
 mod session;
 mod standing;
 mod subject;
@@ -53,6 +55,7 @@ pub use quota::Quotas;
 pub use rate_limit::{
     KeptCall, LimitState, RateCall, RateDefaults, RateLimiter, RateLimits, RateRefusal, RateUnit, Taken,
 };
+pub use scorer::ModerationServices;
 pub use session::Sessions;
 pub use standing::{Decided, ModeratorDecision, Standings};
 pub use subject::{PersonFacts, Profile, Subjects};

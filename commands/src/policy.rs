@@ -28,6 +28,8 @@ pub const POLICY_DELAY: Duration = Duration::from_secs(1);
 /// The policy that judges a bot's messages now: its own, else its workspace's, else the built-in one.
 #[derive(Clone, Debug)]
 pub struct EffectivePolicy {
+    /// Stream and version; absent for the built-in one.
+    pub(crate) key: Option<(Uuid, u32)>,
     owner: PolicyOwner,
     version: u32,
     trial: Trial,
@@ -38,11 +40,12 @@ pub struct EffectivePolicy {
 impl EffectivePolicy {
     fn built_in() -> Self {
         let trial = Trial::DryRun { until: None };
-        Self { owner: PolicyOwner::BuiltIn, version: 0, trial, terms: Arc::default() }
+        Self { key: None, owner: PolicyOwner::BuiltIn, version: 0, trial, terms: Arc::default() }
     }
 
-    fn published(owner: PolicyOwner, policy: PublishedPolicy) -> Self {
-        Self { owner, version: policy.version, trial: policy.trial, terms: Arc::new(policy.terms) }
+    fn published(owner: PolicyOwner, stream: Uuid, policy: PublishedPolicy) -> Self {
+        let key = Some((stream, policy.version));
+        Self { key, owner, version: policy.version, trial: policy.trial, terms: Arc::new(policy.terms) }
     }
 
     /// Which one it is, and whether it only watches at this moment.
@@ -128,9 +131,10 @@ impl Policies {
         bot: BotId,
     ) -> Result<EffectivePolicy, JournalError> {
         for (owner, bot) in [(PolicyOwner::Bot, Some(bot)), (PolicyOwner::Workspace, None)] {
-            let stream = policy_stream(workspace, bot).to_string();
-            if let Some(policy) = self.core.journal.load::<Policy>(&stream).await?.state.current {
-                return Ok(EffectivePolicy::published(owner, policy));
+            let stream = policy_stream(workspace, bot);
+            let policy = self.core.journal.load::<Policy>(&stream.to_string()).await?.state.current;
+            if let Some(policy) = policy {
+                return Ok(EffectivePolicy::published(owner, stream, policy));
             }
         }
         Ok(EffectivePolicy::built_in())

@@ -111,7 +111,7 @@ async fn a_spent_quota_refuses_with_what_is_left_and_when_it_resets(pool: PgPool
     assert_eq!((turn.phase, turn.refusal), (TurnPhase::RefusalPending, Some(why)));
     assert_eq!(
         event_types(&pool, "turn", &second.to_string()).await,
-        ["message_received", "message_refused"]
+        ["message_received", "message_scored", "message_refused"]
     );
     let quota = botledger_domain::quota_stream(world.workspace, world.subject(7)).to_string();
     assert_eq!(

@@ -304,6 +304,8 @@ pub struct Turn {
     pub admission: Option<Admission>,
     /// Why it was refused.
     pub refusal: Option<RefusalReason>,
+    /// What the person is told with the refusal.
+    pub refusal_notices: Vec<Notice>,
     /// Code of the failure.
     pub failure: Option<String>,
     /// The sealed answer.
@@ -326,7 +328,7 @@ pub enum TurnCommand {
     /// Let it through to the model.
     Admit(Admission),
     /// Refuse it; `notify` says whether the person is told this time.
-    Refuse { reason: RefusalReason, notify: bool },
+    Refuse { reason: RefusalReason, notify: bool, notices: Vec<Notice> },
     /// An answer exists.
     Answer { source: ReplySource, body: BodyRef, latency_ms: u64 },
     /// No answer will exist.
@@ -378,7 +380,14 @@ pub enum TurnEvent {
         admitted_at: DateTime<Utc>,
     },
     /// The gate refused it.
-    MessageRefused { reason: RefusalReason, notify: bool, refused_at: DateTime<Utc> },
+    MessageRefused {
+        reason: RefusalReason,
+        notify: bool,
+        /// What the person is told beside it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notices: Vec<Notice>,
+        refused_at: DateTime<Utc>,
+    },
     /// An answer exists, sealed. `latency_ms` counts from the request to the last text; `cost` is what the
     /// model took, in millionths of the currency, at the price of the admission.
     ReplyGenerated {
@@ -458,8 +467,9 @@ impl Turn {
                 self.admission = Some(admission);
                 self.phase = TurnPhase::Admitted;
             }
-            TurnEvent::MessageRefused { reason, notify, .. } => {
+            TurnEvent::MessageRefused { reason, notify, notices, .. } => {
                 self.refusal = Some(reason);
+                self.refusal_notices = notices;
                 self.phase = if notify { TurnPhase::RefusalPending } else { TurnPhase::Refused };
             }
             TurnEvent::ReplyGenerated { body, .. } => {
@@ -521,8 +531,10 @@ impl Decide for Turn {
                 P::Received => Ok(vec![TurnEvent::TurnAdmitted { admission, admitted_at: now }]),
                 _ => Err(self.out_of_order("be admitted")),
             },
-            TurnCommand::Refuse { reason, notify } => match self.phase {
-                P::Received => Ok(vec![TurnEvent::MessageRefused { reason, notify, refused_at: now }]),
+            TurnCommand::Refuse { reason, notify, notices } => match self.phase {
+                P::Received => {
+                    Ok(vec![TurnEvent::MessageRefused { reason, notify, notices, refused_at: now }])
+                }
                 _ => Err(self.out_of_order("be refused")),
             },
             TurnCommand::Answer { source, body, latency_ms } => match (&source, self.phase) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use botledger_bot::{BotConfig, Telegram};
 use botledger_commands::{
-    App, AppConfig, Caller, GateDefaults, KeyRing, RateDefaults, SystemClock, SystemIds,
+    App, AppConfig, Caller, GateDefaults, KeyRing, ModerationServices, RateDefaults, SystemClock, SystemIds,
 };
 use botledger_domain::bot::{BotRateLimits, RateLimit};
 use botledger_domain::quota::PlanTerms;
@@ -58,6 +58,7 @@ impl Platform {
             journal: JournalConfig::default(),
             keys: key_ring(config)?,
             gate: gate(config)?,
+            moderation: ModerationServices::new(),
             rates: rates(config),
             redis_patience: Duration::from_millis(config.redis.timeout_ms),
             instance: InstanceId(botledger_commands::Ids::next(&SystemIds)),

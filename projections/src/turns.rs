@@ -247,7 +247,7 @@ fn advance(row: &mut TurnRow, fact: TurnEvent, usage: &mut UsageDeltas) {
             enter(row, TurnPhase::Admitted, admitted_at);
             usage.at(admitted_at, row).admitted += 1;
         }
-        TurnEvent::MessageRefused { reason, notify, refused_at } => {
+        TurnEvent::MessageRefused { reason, notify, refused_at, .. } => {
             row.refusal_kind = Some(<&'static str>::from(&reason).to_owned());
             row.refusal = serde_json::to_value(&reason).ok();
             row.decided_at = Some(refused_at);

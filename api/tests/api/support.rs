@@ -15,8 +15,8 @@ use async_trait::async_trait;
 use botledger_api::{Api, ApiConfig, ApiContext};
 use botledger_commands::{
     App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, IncomingKind, IncomingUpdate,
-    KeyRing, Lease, NewBot, PersonFacts, ProbeError, RateDefaults, StepOutcome, SystemClock, SystemIds,
-    TelegramProbe, execute::execute,
+    KeyRing, Lease, ModerationServices, NewBot, PersonFacts, ProbeError, RateDefaults, StepOutcome,
+    SystemClock, SystemIds, TelegramProbe, execute::execute,
 };
 use botledger_domain::{
     BotId, Clock, InstanceId, ModelName, OperatorId, PlanName, Position, SubjectId, TurnId, WorkspaceId,
@@ -157,6 +157,7 @@ impl Platform {
                 notice_pause: Duration::from_secs(60),
                 block_notice_pause: Duration::from_secs(60),
             },
+            moderation: ModerationServices::new(),
             rates,
             redis_patience: Duration::from_millis(100),
             instance: InstanceId(Uuid::now_v7()),

@@ -11,7 +11,8 @@ use std::{
 use async_trait::async_trait;
 use botledger_commands::{
     App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, GateError, IncomingKind,
-    IncomingUpdate, KeyRing, Lease, NewBot, PersonFacts, ProbeError, RateDefaults, SystemIds, TelegramProbe,
+    IncomingUpdate, KeyRing, Lease, ModerationServices, NewBot, PersonFacts, ProbeError, RateDefaults,
+    SystemIds, TelegramProbe,
 };
 use botledger_domain::{
     BotId, Clock, Decide, InstanceId, ModelName, PlanName, Reason, SubjectId, TurnId, WorkspaceId,
@@ -140,6 +141,7 @@ fn priced_instance(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing, prices: 
             notice_pause: Duration::from_secs(600),
             block_notice_pause: Duration::from_secs(600),
         },
+        moderation: ModerationServices::new(),
         rates: RateDefaults::default(),
         redis_patience: Duration::from_secs(2),
         instance: InstanceId(Uuid::now_v7()),
@@ -495,6 +497,7 @@ pub(crate) async fn replays_to_the_same(app: &App, pool: &PgPool) {
             "bot" => same::<Bot>(app, &anew, &id).await,
             "chat_session" => same::<ChatSession>(app, &anew, &id).await,
             "operator" => same::<Operator>(app, &anew, &id).await,
+            "policy" => same::<botledger_domain::policy::Policy>(app, &anew, &id).await,
             "quota" => same::<Quota>(app, &anew, &id).await,
             "rate_override" => same::<botledger_domain::rate_limit::RateOverride>(app, &anew, &id).await,
             "standing" => same::<Standing>(app, &anew, &id).await,

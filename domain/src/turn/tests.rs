@@ -111,8 +111,9 @@ fn a_silent_refusal_ends_the_turn_and_a_told_one_waits_for_its_notice() {
     for (notify, phase) in [(false, TurnPhase::Refused), (true, TurnPhase::RefusalPending)] {
         let mut turn = Turn::default();
         turn.record(received());
-        for event in
-            turn.decide(TurnCommand::Refuse { reason: reason.clone(), notify }, noon()).expect("allowed")
+        for event in turn
+            .decide(TurnCommand::Refuse { reason: reason.clone(), notify, notices: vec![] }, noon())
+            .expect("allowed")
         {
             turn.record(event);
         }
@@ -160,7 +161,8 @@ fn any_command() -> impl Strategy<Value = TurnCommand> {
         Just(TurnCommand::Admit(admission())),
         any::<bool>().prop_map(|notify| TurnCommand::Refuse {
             reason: RefusalReason::TooLong { tokens: 9, limit: 8 },
-            notify
+            notify,
+            notices: vec![]
         }),
         Just(answer(model_source())),
         Just(answer(ReplySource::Platform)),

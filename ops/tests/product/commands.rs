@@ -35,7 +35,10 @@ async fn read_commands_speak_json(pool: PgPool) {
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(types, ["message_received", "turn_admitted", "reply_generated", "reply_delivered"]);
+    assert_eq!(
+        types,
+        ["message_received", "message_scored", "turn_admitted", "reply_generated", "reply_delivered"]
+    );
     let newest = house.told(&["events", "--newest", "--limit", "1", "--type", "reply_delivered"]).await;
     assert!(newest.contains("reply_delivered") && newest.lines().count() == 1, "{newest}");
     house.told(&["bot", "stop", BOT, "--reason", "a test"]).await;

@@ -466,6 +466,7 @@ impl Desk {
                     _ => RefusalReason::TooLong { tokens: 9_000, limit: 4_096 },
                 },
                 notify: a.is_multiple_of(2),
+                notices: vec![],
             },
             3 => match self.turns[turn].state.admission.clone() {
                 Some(admission) => {
