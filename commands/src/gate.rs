@@ -153,6 +153,11 @@ impl Gate {
         Self { core, access, limiter, holds, policies, scorer, defaults, notices, block_notices }
     }
 
+    /// Makes the detectors ready in the background: the first message need not wait for them.
+    pub fn warm_up(&self) {
+        Scorer::warm_up();
+    }
+
     /// Decides a received turn and records the decision. A turn that was admitted before and has no
     /// answer yet (its instance died) is admitted again under the hold it has.
     ///

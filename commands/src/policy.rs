@@ -12,6 +12,7 @@ use botledger_domain::{
     workspace::Workspace,
 };
 use botledger_journal::JournalError;
+use botledger_scoring::lexicon::BlockedWords;
 use chrono::{DateTime, Utc};
 use moka::sync::Cache;
 use uuid::Uuid;
@@ -94,6 +95,7 @@ impl Policies {
     ) -> Outcome {
         let by = caller.operator_id();
         let (workspace, bot) = self.place(caller, scope).await?;
+        check_words(&terms).map_err(CommandError::Refused)?;
         let command = PolicyCommand::Publish { workspace, bot, terms: Box::new(terms), mode, note, by };
         self.run(caller, policy_stream(workspace, bot), command).await
     }
@@ -169,5 +171,16 @@ impl Policies {
         let done = execute(&self.core, caller, &stream.to_string(), command, |_| Ok(())).await?;
         self.effective.invalidate_all();
         Ok(done)
+    }
+}
+
+/// What only the finder of words knows about them.
+fn check_words(terms: &PolicyTerms) -> Result<(), PolicyError> {
+    let phrases: Vec<&str> = terms.blocked_words.iter().map(|word| word.phrase.as_str()).collect();
+    match BlockedWords::compile(&phrases) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(PolicyError::Invalid { problem: format!("its blocked words cannot be used: {error}") })
+        }
     }
 }

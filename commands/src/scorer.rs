@@ -83,6 +83,13 @@ impl Scorer {
         Self { learned, behaviour: Behaviour::new(), services: Arc::new(services) }
     }
 
+    /// Trains what the detectors ship with, once per process.
+    pub(crate) fn warm_up() {
+        tokio::task::spawn_blocking(|| {
+            Detectors::shipped();
+        });
+    }
+
     /// Everything there is to say about a text. Looking again at the same turn changes nothing.
     pub(crate) async fn look(
         &self,

@@ -37,6 +37,7 @@ pub struct Config {
     pub http: Http,
     pub telegram: Telegram,
     pub ollama: Ollama,
+    pub moderation: Moderation,
     pub limits: Limits,
     pub rate_limits: RateLimits,
     pub quota: Quota,
@@ -148,6 +149,24 @@ pub struct Ollama {
     pub retries: u32,
     /// Largest answer that is read, in bytes.
     pub max_answer_bytes: usize,
+}
+
+/// Moderation services that policies may name beside the detectors of this process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Moderation {
+    /// An endpoint like OpenAI's, up to and without `/moderations`; policies name it `openai`. None when
+    /// empty.
+    pub openai_url: String,
+    /// Model that it is asked for.
+    pub openai_model: String,
+    /// Its key; servers of one's own may need none. Secret.
+    pub openai_key: Secret,
+    /// File that holds `openai_key`.
+    pub openai_key_file: Option<PathBuf>,
+    /// Guard model at the model server, for example `llama-guard3:1b`; policies name it `guard`. None when
+    /// empty.
+    pub guard_model: String,
 }
 
 /// Token buckets for incoming messages.
@@ -353,6 +372,18 @@ impl Default for Ollama {
             total_timeout_s: 300,
             retries: 2,
             max_answer_bytes: 1024 * 1024,
+        }
+    }
+}
+
+impl Default for Moderation {
+    fn default() -> Self {
+        Self {
+            openai_url: String::new(),
+            openai_model: "omni-moderation-latest".to_owned(),
+            openai_key: Secret::default(),
+            openai_key_file: None,
+            guard_model: String::new(),
         }
     }
 }

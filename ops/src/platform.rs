@@ -15,7 +15,9 @@ use botledger_domain::quota::PlanTerms;
 use botledger_domain::rate_limit::RateRule;
 use botledger_domain::{InstanceId, ModelName, PlanName};
 use botledger_journal::JournalConfig;
-use botledger_llm::{ChatProvider, Ollama, OllamaLimits};
+use botledger_llm::{
+    ChatProvider, GuardPrompt, LlamaGuard, Ollama, OllamaLimits, OpenAiModeration, OpenAiModerationConfig,
+};
 use botledger_projections::ReadPool;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -58,7 +60,7 @@ impl Platform {
             journal: JournalConfig::default(),
             keys: key_ring(config)?,
             gate: gate(config)?,
-            moderation: ModerationServices::new(),
+            moderation: moderation(config)?,
             rates: rates(config),
             redis_patience: Duration::from_millis(config.redis.timeout_ms),
             instance: InstanceId(botledger_commands::Ids::next(&SystemIds)),
@@ -214,6 +216,38 @@ pub fn provider(config: &Config) -> Result<Arc<dyn ChatProvider>> {
         retries: ollama.retries,
     };
     Ok(Arc::new(Ollama::new(&ollama.url, http, limits)))
+}
+
+/// Window a guard model is asked for, in tokens.
+const GUARD_WINDOW: u32 = 8_192;
+/// One attempt at a moderation endpoint.
+const MODERATION_ATTEMPT: Duration = Duration::from_secs(2);
+
+fn moderation(config: &Config) -> Result<ModerationServices> {
+    let mut services = ModerationServices::new();
+    let settings = &config.moderation;
+    if !settings.openai_url.is_empty() {
+        let key = Some(settings.openai_key.expose().to_owned()).filter(|key| !key.is_empty());
+        let endpoint = OpenAiModerationConfig {
+            base_url: settings.openai_url.clone(),
+            key,
+            model: settings.openai_model.clone(),
+            timeout: MODERATION_ATTEMPT,
+            retries: 1,
+        };
+        let http = reqwest::Client::builder()
+            .connect_timeout(MODERATION_ATTEMPT)
+            .build()
+            .context("TLS cannot be set up")?;
+        services.insert("openai".to_owned(), Arc::new(OpenAiModeration::new(endpoint, http)));
+    }
+    if !settings.guard_model.is_empty() {
+        let model = settings.guard_model.clone();
+        let prompt = GuardPrompt::for_model(&model);
+        let guard = LlamaGuard::new(provider(config)?, model, prompt, GUARD_WINDOW);
+        services.insert("guard".to_owned(), Arc::new(guard));
+    }
+    Ok(services)
 }
 
 /// How this process runs bots.

@@ -127,6 +127,16 @@ pub(crate) fn instance_of(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing) -
 }
 
 fn priced_instance(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing, prices: PriceList) -> App {
+    instance_with(pool, clock, keys, prices, ModerationServices::new())
+}
+
+fn instance_with(
+    pool: &PgPool,
+    clock: Arc<dyn Clock>,
+    keys: KeyRing,
+    prices: PriceList,
+    moderation: ModerationServices,
+) -> App {
     let options = pool.connect_options().as_ref().clone().options([("role", "botledger_writer")]);
     let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options);
     let config = AppConfig {
@@ -141,7 +151,7 @@ fn priced_instance(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing, prices: 
             notice_pause: Duration::from_secs(600),
             block_notice_pause: Duration::from_secs(600),
         },
-        moderation: ModerationServices::new(),
+        moderation,
         rates: RateDefaults::default(),
         redis_patience: Duration::from_secs(2),
         instance: InstanceId(Uuid::now_v7()),
@@ -183,6 +193,12 @@ impl World {
         let price = Price { prompt_per_million, completion_per_million, version: "1".to_owned() };
         prices.set("test", None, price);
         Self { app: priced_instance(&self.pool, self.clock.clone(), self.keys.clone(), prices), ..self }
+    }
+
+    /// The same with moderation services that policies may name.
+    pub(crate) fn with_moderation(self, services: ModerationServices) -> Self {
+        let (clock, keys) = (self.clock.clone(), self.keys.clone());
+        Self { app: instance_with(&self.pool, clock, keys, PriceList::default(), services), ..self }
     }
 
     /// Registers, starts and holds one more bot.

@@ -46,6 +46,11 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     );
     f.range("ollama.retries", u64::from(config.ollama.retries), 0, 10);
     f.range("ollama.max_answer_bytes", config.ollama.max_answer_bytes as u64, 4_096, 64 * 1024 * 1024);
+    f.optional_url("moderation.openai_url", &config.moderation.openai_url, &["http", "https"]);
+    f.length("moderation.openai_model", &config.moderation.openai_model, 200);
+    if config.moderation.guard_model.chars().count() > 200 {
+        f.add("moderation.guard_model", "must have at most 200 characters");
+    }
     f.bucket("limits.user", config.limits.user);
     f.bucket("limits.chat", config.limits.chat);
     f.bucket("limits.bot", config.limits.bot);
@@ -221,6 +226,7 @@ mod tests {
         config.http.trusted_proxies = "127.0.0.1, proxy".to_owned();
         config.telegram.api_url = "ftp://x".to_owned();
         config.telegram.poll_timeout_s = 51;
+        config.moderation.openai_url = "api.openai.com".to_owned();
         config.limits.user.burst = 0;
         config.rate_limits.processes = 0;
         config.quota.period = "fortnight".to_owned();
@@ -241,6 +247,7 @@ mod tests {
                 "http.trusted_proxies",
                 "telegram.api_url",
                 "telegram.poll_timeout_s",
+                "moderation.openai_url",
                 "limits.user.burst",
                 "rate_limits.processes",
                 "quota.period",
