@@ -14,6 +14,7 @@ pub mod local;
 pub mod migrate;
 pub mod projections;
 pub mod replay;
+pub mod score;
 pub mod sdl;
 pub mod serve;
 pub mod sim;
@@ -119,6 +120,9 @@ pub enum Command {
     Projections(projections::ProjectionsCommand),
     /// Make read models again from the ledger, or compare them with it
     Replay(replay::Replay),
+    /// The detectors by themselves: train a model, judge texts, measure on labelled files
+    #[command(subcommand)]
+    Score(score::Score),
     /// Print the GraphQL schema
     Sdl(sdl::Sdl),
     /// Stand-ins for Telegram and the model server
@@ -145,6 +149,7 @@ impl Cli {
             Command::Events(events) => events.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,
             Command::Replay(replay) => replay.run(self.settings).await,
+            Command::Score(command) => command.run(),
             Command::Sdl(sdl) => Ok(sdl.run()),
             Command::Sim(command) => command.run(self.settings).await,
             Command::Migrate(migrate) => migrate.run(self.settings).await,
