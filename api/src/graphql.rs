@@ -12,6 +12,7 @@ mod operator;
 mod page;
 mod person;
 mod platform;
+mod policy;
 mod quota;
 mod rate_limit;
 pub(crate) mod scalars;
@@ -57,6 +58,7 @@ pub(crate) struct Query(
     operator::OperatorQuery,
     person::PersonQuery,
     platform::PlatformQuery,
+    policy::PolicyQuery,
     quota::QuotaQuery,
     rate_limit::RateLimitQuery,
     standing::StandingQuery,
@@ -75,6 +77,7 @@ pub(crate) struct Mutation(
     operator::OperatorMutation,
     person::PersonMutation,
     platform::PlatformMutation,
+    policy::PolicyMutation,
     quota::QuotaMutation,
     rate_limit::RateLimitMutation,
     standing::StandingMutation,
@@ -85,6 +88,7 @@ pub(crate) struct Mutation(
 #[derive(MergedSubscription, Default)]
 pub(crate) struct Subscription(
     event::EventSubscription,
+    policy::PolicySubscription,
     standing::StandingSubscription,
     turn::TurnSubscription,
 );

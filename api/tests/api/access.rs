@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use botledger_commands::Caller;
+use botledger_commands::{Caller, PolicyScope};
 use botledger_domain::{
     Reason,
     operator::{
         Permission::{self, *},
         Role,
     },
+    policy::{PolicyMode, PolicyTerms},
 };
 use reqwest::header;
 use serde_json::{Value, json};
@@ -23,7 +24,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 68] = [
+const NEEDS: [(&str, Permission); 76] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -86,6 +87,14 @@ const NEEDS: [(&str, Permission); 68] = [
     ("rateOverrides", ReadOperations),
     ("rateOverrideSet", ManageQuotas),
     ("rateOverrideRemove", ManageQuotas),
+    ("policy", ReadOperations),
+    ("policyVersion", ReadOperations),
+    ("policyVersions", ReadOperations),
+    ("effectivePolicy", ReadOperations),
+    ("policyPublish", ManagePolicies),
+    ("policyRestore", ManagePolicies),
+    ("policyWithdraw", ManagePolicies),
+    ("policyChanged", ReadOperations),
     ("accessList", ReadOperations),
     ("accessEntries", ReadOperations),
     ("accessListAdd", ManagePolicies),
@@ -328,6 +337,8 @@ async fn every_root_field_is_public_by_decision_or_asks_for_a_permission(pool: P
     // Something has to be told by every subscription.
     let (person, spam) = (platform.person_of(turn).await, Reason::parse("spam").unwrap());
     platform.app.standings.block(&system(), bot.0, person, spam, None).await.unwrap();
+    let (own, terms) = (PolicyScope::Bot(bot.0), PolicyTerms::default());
+    platform.app.policies.publish(&system(), own, terms, PolicyMode::Keep, None).await.unwrap();
     platform.settle().await;
     let schema = schema(&platform, &tenant.token).await;
     let needs: BTreeMap<&str, Permission> = NEEDS.into_iter().collect();

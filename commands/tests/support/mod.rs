@@ -379,6 +379,7 @@ pub(crate) async fn replays_to_the_same(app: &App, pool: &PgPool) {
             "bot" => same::<Bot>(app, &anew, &id).await,
             "chat_session" => same::<ChatSession>(app, &anew, &id).await,
             "operator" => same::<Operator>(app, &anew, &id).await,
+            "policy" => same::<botledger_domain::policy::Policy>(app, &anew, &id).await,
             "quota" => same::<Quota>(app, &anew, &id).await,
             "rate_override" => same::<botledger_domain::rate_limit::RateOverride>(app, &anew, &id).await,
             "standing" => same::<Standing>(app, &anew, &id).await,
