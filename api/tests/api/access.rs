@@ -123,6 +123,14 @@ const PERSONAL: [(&str, &str); 6] = [
 /// behind one of the fields above.
 const PLAIN: &str = "
     AccessEntry.network AccessEntry.reason
+    DetectorModel.name DetectorModel.version DetectorScore.name
+    Findings.intent Findings.intentMethod Findings.unavailable Signal.rule
+    Ladder.afterBlock Ladder.baseBlockMs Ladder.creditDrift Ladder.creditViolation Ladder.driftHalfLifeMs
+    Ladder.ladderWindowMs Ladder.maxBlockMs Ladder.tempBlock Ladder.throttle Ladder.throttleExit
+    Ladder.violationHalfLifeMs Ladder.warn Ladder.warnExit
+    PolicyBlockedWord.phrase PolicyCategory.category PolicyChange.eventType PolicyIntent.examples
+    PolicyIntent.name PolicyModeration.service PolicyTerms.embeddingModel PolicyTerms.notThis
+    PolicyVersion.note PolicyVersion.withdrawalReason
     Bot.holder Bot.leaseEpoch Bot.statusReason Bot.telegramId Bot.username
     BotSettings.model BotSettings.systemPrompt BotSettings.welcome
     Conversation.messages Conversation.turnCount
@@ -162,15 +170,21 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 37] = [
+const REACHED: [(&str, &str); 53] = [
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
     ("Bot", "manage_bots moderate read_operations"),
     ("BotSettings", "manage_bots moderate read_operations"),
     ("ChatSession", "moderate read_operations"),
     ("Conversation", "moderate read_operations"),
+    ("DetectorModel", "manage_bots moderate read_operations"),
+    ("DetectorScore", "manage_bots moderate read_operations"),
+    ("EffectivePolicy", "read_operations"),
     ("Event", "read_ledger"),
     ("Evidence", "moderate read_operations"),
+    ("Findings", "manage_bots moderate read_operations"),
+    ("Ladder", "manage_bots manage_policies moderate read_operations"),
+    ("LadderPoints", "manage_bots manage_policies moderate read_operations"),
     ("LadderThresholds", "moderate read_operations"),
     ("ModerationCase", "moderate read_operations"),
     ("ModerationOutcome", "moderate"),
@@ -180,6 +194,14 @@ const REACHED: [(&str, &str); 37] = [
     ("Person", "manage_bots moderate read_operations"),
     ("Plan", "manage_bots manage_quotas read_operations read_self"),
     ("Platform", "read_self"),
+    ("Policy", "manage_policies read_operations"),
+    ("PolicyBlockedWord", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyCategory", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyChange", "read_operations"),
+    ("PolicyIntent", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyModeration", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyTerms", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyVersion", "manage_bots manage_policies moderate read_operations"),
     ("Projection", "manage_bots read_operations"),
     ("Quota", "manage_bots manage_quotas moderate read_operations"),
     ("QuotaOverride", "manage_bots manage_quotas moderate read_operations"),
@@ -190,14 +212,16 @@ const REACHED: [(&str, &str); 37] = [
     ("ScoredOffence", "moderate read_operations"),
     ("Scoring", "moderate read_operations"),
     ("SessionTokens", "nothing"),
+    ("Signal", "manage_bots moderate read_operations"),
     ("Standing", "moderate read_operations"),
     ("StandingChange", "read_operations"),
     ("StandingContribution", "moderate read_operations"),
     ("StandingExplanation", "moderate read_operations"),
-    ("TextSpan", "moderate read_operations"),
+    ("TextSpan", "manage_bots moderate read_operations"),
     ("TokenRates", "manage_bots moderate read_operations"),
     ("Turn", "manage_bots moderate read_operations"),
     ("TurnChange", "read_operations"),
+    ("TurnPolicy", "manage_bots moderate read_operations"),
     ("Usage", "read_usage"),
     ("UserError", "manage_bots manage_operators manage_policies manage_quotas moderate nothing"),
     ("Workspace", "manage_bots manage_quotas read_operations read_self"),

@@ -214,7 +214,7 @@ pub(crate) fn findings(a: u8, b: u8) -> Findings {
     Findings {
         intent: (!a.is_multiple_of(4)).then(|| IntentFinding {
             intent: "заказ".to_owned(),
-            oos_permille: u16::from(b) * 1_000 / 255,
+            oos_permille: (u32::from(b) * 1_000 / 255) as u16,
             method: "ngram".to_owned(),
         }),
         signals: (0..a % 3).map(|n| signal(b.wrapping_add(n.wrapping_mul(37)))).collect(),
