@@ -14,6 +14,7 @@ mod operator;
 mod page;
 mod person;
 mod platform;
+mod policy;
 mod quota;
 mod rate_limit;
 pub(crate) mod scalars;
@@ -60,6 +61,7 @@ pub(crate) struct Query(
     operator::OperatorQuery,
     person::PersonQuery,
     platform::PlatformQuery,
+    policy::PolicyQuery,
     quota::QuotaQuery,
     rate_limit::RateLimitQuery,
     standing::StandingQuery,
@@ -79,6 +81,7 @@ pub(crate) struct Mutation(
     operator::OperatorMutation,
     person::PersonMutation,
     platform::PlatformMutation,
+    policy::PolicyMutation,
     quota::QuotaMutation,
     rate_limit::RateLimitMutation,
     standing::StandingMutation,
@@ -89,6 +92,7 @@ pub(crate) struct Mutation(
 #[derive(MergedSubscription, Default)]
 pub(crate) struct Subscription(
     event::EventSubscription,
+    policy::PolicySubscription,
     standing::StandingSubscription,
     turn::TurnSubscription,
 );

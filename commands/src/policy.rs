@@ -5,8 +5,8 @@ use botledger_domain::{
     bot::Bot,
     operator::Permission,
     policy::{
-        Policy, PolicyCommand, PolicyError, PolicyMode, PolicyOwner, PolicyRef, PolicyTerms, PublishedPolicy,
-        Trial,
+        Policy, PolicyCommand, PolicyError, PolicyEvent, PolicyMode, PolicyOwner, PolicyRef, PolicyTerms,
+        PublishedPolicy, Trial,
     },
     policy_stream,
     workspace::Workspace,
@@ -47,6 +47,12 @@ impl EffectivePolicy {
     fn published(owner: PolicyOwner, stream: Uuid, policy: PublishedPolicy) -> Self {
         let key = Some((stream, policy.version));
         Self { key, owner, version: policy.version, trial: policy.trial, terms: Arc::new(policy.terms) }
+    }
+
+    /// Whether it acts or watches, and until when.
+    #[must_use]
+    pub fn trial(&self) -> Trial {
+        self.trial
     }
 
     /// Which one it is, and whether it only watches at this moment.
@@ -108,6 +114,30 @@ impl Policies {
         let by = caller.operator_id();
         let (workspace, bot) = self.place(caller, scope).await?;
         self.run(caller, policy_stream(workspace, bot), PolicyCommand::Withdraw { reason, by }).await
+    }
+
+    /// Makes the terms of an old version the next version. Old versions stay as they are.
+    ///
+    /// # Errors
+    /// As for [`Policies::publish`], and when there never was such a version.
+    pub async fn restore(
+        &self,
+        caller: &Caller,
+        scope: PolicyScope,
+        version: u32,
+        mode: PolicyMode,
+        note: Option<Reason>,
+    ) -> Outcome {
+        let by = caller.operator_id();
+        let (workspace, bot) = self.place(caller, scope).await?;
+        let stream = policy_stream(workspace, bot);
+        let facts = self.core.journal.facts::<Policy>(&stream.to_string()).await?;
+        let terms = facts.into_iter().find_map(|fact| match fact {
+            PolicyEvent::PolicyPublished { version: this, terms, .. } if this == version => Some(terms),
+            _ => None,
+        });
+        let terms = terms.ok_or(CommandError::NotFound { what: "version of the policy" })?;
+        self.run(caller, stream, PolicyCommand::Publish { workspace, bot, terms, mode, note, by }).await
     }
 
     /// What judges a bot's messages; at most [`POLICY_DELAY`] old.

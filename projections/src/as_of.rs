@@ -7,7 +7,7 @@ use std::sync::Arc;
 use botledger_domain::{
     BotId, Decide, Position, SubjectId, TurnId, WorkspaceId,
     access_list::access_list_stream,
-    quota_stream,
+    policy_stream, quota_stream,
     rate_limit::{RateSubject, rate_override_stream},
     standing::Standing,
     standing_stream,
@@ -18,8 +18,9 @@ use uuid::Uuid;
 
 use crate::{
     AccessEntryRow, AccessListRow, AccessListsProjection, BotRow, BotsProjection, EventFilter, LogReader,
-    Page, Projection, ProjectionError, QuotaRow, QuotasProjection, RateOverrideRow, RateOverridesProjection,
-    StandingRow, StandingsProjection, TurnRow, TurnsProjection,
+    Page, PoliciesProjection, PolicyRow, PolicyVersionRow, Projection, ProjectionError, QuotaRow,
+    QuotasProjection, RateOverrideRow, RateOverridesProjection, StandingRow, StandingsProjection, TurnRow,
+    TurnsProjection,
     access_lists::access_entries_in,
     fold::{Rows, Table},
     runner,
@@ -115,6 +116,27 @@ pub async fn access_list_as_of(
 /// When the database fails or an event cannot be applied.
 pub async fn bot_as_of(pool: &PgPool, bot: BotId, upto: Position) -> Result<Option<BotRow>, ProjectionError> {
     row_as_of(pool, &BotsProjection, "bot", bot.uuid(), upto).await
+}
+
+/// A policy as it was, with the version in force then. Nothing before its first event.
+///
+/// # Errors
+/// When the database fails or an event cannot be applied.
+pub async fn policy_as_of(
+    pool: &PgPool,
+    workspace: WorkspaceId,
+    bot: Option<BotId>,
+    upto: Position,
+) -> Result<Option<(PolicyRow, Option<PolicyVersionRow>)>, ProjectionError> {
+    let id = policy_stream(workspace, bot);
+    let mut tx = folded(pool, &PoliciesProjection, "policy", id, upto).await?;
+    let mut rows = Rows::<PolicyRow>::fetch(&mut tx, [(id,)]).await?;
+    let policy = rows.get_mut(&(id,)).cloned();
+    let key = policy.as_ref().and_then(|policy| Some((id, policy.version?)));
+    let mut versions = Rows::<PolicyVersionRow>::fetch(&mut tx, key).await?;
+    let version = key.and_then(|key| versions.get_mut(&key).cloned());
+    tx.rollback().await?;
+    Ok(policy.map(|policy| (policy, version)))
 }
 
 /// A person's quota as it was.

@@ -15,6 +15,7 @@ mod fold;
 mod log;
 mod moderation;
 mod people;
+mod policies;
 mod quotas;
 mod rate_overrides;
 mod rebuild;
@@ -31,8 +32,8 @@ pub use access_lists::{
     AccessEntryFilter, AccessEntryRow, AccessListRow, AccessListsProjection, access_entries_page, access_list,
 };
 pub use as_of::{
-    access_list_as_of, bot_as_of, quota_as_of, rate_override_as_of, standing_as_of, standing_state_as_of,
-    turn_as_of,
+    access_list_as_of, bot_as_of, policy_as_of, quota_as_of, rate_override_as_of, standing_as_of,
+    standing_state_as_of, turn_as_of,
 };
 pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
 pub use budgets::{BudgetHead, BudgetRow, BudgetShareRow, BudgetsProjection, budget, budgets_page};
@@ -48,6 +49,10 @@ pub use moderation::{
     CaseFilter, CaseRow, ModerationProjection, ScoringFilter, ScoringRow, case, cases_page, scorings_page,
 };
 pub use people::{PeopleProjection, PersonRow, people_by_ids, people_page, person};
+pub use policies::{
+    PoliciesProjection, PolicyRow, PolicyTermsRow, PolicyVersionFilter, PolicyVersionRow, policy,
+    policy_by_id, policy_terms, policy_versions_by_ids, policy_versions_page,
+};
 pub use quotas::{QuotaRow, QuotasProjection, quota_of, quotas_of, quotas_page};
 pub use rate_overrides::{RateOverrideRow, RateOverridesProjection, rate_override, rate_overrides_page};
 pub use rebuild::{Difference, Progress, RebuildError, RebuildReport, replay, verify};
@@ -82,6 +87,7 @@ pub fn all() -> Vec<Arc<dyn Projection>> {
         Arc::new(DirectoryProjection),
         Arc::new(ModerationProjection),
         Arc::new(PeopleProjection),
+        Arc::new(PoliciesProjection),
         Arc::new(QuotasProjection),
         Arc::new(RateOverridesProjection),
         Arc::new(StandingsProjection),

@@ -408,6 +408,8 @@ pub struct TurnFilter {
     pub open: Option<bool>,
     /// Any of these detectors saw something.
     pub flagged: Option<Vec<String>>,
+    /// Nearest to this intent.
+    pub intent: Option<String>,
     /// At least so certainly off topic, in thousandths.
     pub oos_from: Option<i32>,
     /// Judged by a policy that only watched, or by one in force.
@@ -443,6 +445,9 @@ impl TurnFilter {
         if let Some(detectors) = &self.flagged {
             // Both conditions: the index holds only what was flagged at all.
             query.push(" AND flagged <> '{}' AND flagged && ").push_bind(detectors.clone());
+        }
+        if let Some(intent) = &self.intent {
+            query.push(" AND intent = ").push_bind(intent.clone());
         }
         if let Some(oos) = self.oos_from {
             query.push(" AND oos_permille >= ").push_bind(oos);

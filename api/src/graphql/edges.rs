@@ -5,7 +5,8 @@ use std::{collections::HashMap, sync::Arc};
 use async_graphql::dataloader::{DataLoader, Loader};
 use botledger_domain::{BotId, SubjectId};
 use botledger_projections::{
-    BotRow, PersonRow, QuotaRow, ReadError, ReadPool, bots_by_ids, people_by_ids, quotas_of,
+    BotRow, PersonRow, PolicyVersionRow, QuotaRow, ReadError, ReadPool, bots_by_ids, people_by_ids,
+    policy_versions_by_ids, quotas_of,
 };
 use uuid::Uuid;
 
@@ -22,6 +23,10 @@ struct OfPerson(Uuid);
 /// Key of a person's quota.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct QuotaOf(Uuid);
+
+/// Key of a version of a policy.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct VersionOf(Uuid, i64);
 
 struct Rows(ReadPool);
 
@@ -60,6 +65,17 @@ impl Loader<QuotaOf> for Rows {
     }
 }
 
+impl Loader<VersionOf> for Rows {
+    type Value = PolicyVersionRow;
+    type Error = Arc<ReadError>;
+
+    async fn load(&self, keys: &[VersionOf]) -> Fetched<VersionOf, PolicyVersionRow> {
+        let ids: Vec<(Uuid, i64)> = keys.iter().map(|key| (key.0, key.1)).collect();
+        let rows = policy_versions_by_ids(&self.0, &ids).await?;
+        Ok(rows.into_iter().map(|row| (VersionOf(row.policy_id, row.version), row)).collect())
+    }
+}
+
 /// Gathers what is asked for in the same moment. Remembers nothing.
 pub(crate) struct Edges(DataLoader<Rows>);
 
@@ -78,5 +94,13 @@ impl Edges {
 
     pub(super) async fn quota(&self, subject: SubjectId) -> ApiResult<Option<QuotaRow>> {
         self.0.load_one(QuotaOf(subject.uuid())).await.map_err(ApiError::unavailable)
+    }
+
+    pub(super) async fn policy_version(
+        &self,
+        policy: Uuid,
+        version: i64,
+    ) -> ApiResult<Option<PolicyVersionRow>> {
+        self.0.load_one(VersionOf(policy, version)).await.map_err(ApiError::unavailable)
     }
 }

@@ -116,9 +116,9 @@ fn milli(points: u64) -> BigInt {
 
 /// A stretch of a message in code points, end exclusive.
 #[derive(SimpleObject)]
-struct TextSpan {
-    start: u32,
-    end: u32,
+pub(super) struct TextSpan {
+    pub(super) start: u32,
+    pub(super) end: u32,
 }
 
 /// What a detector found. The text itself is not in it.

@@ -4,7 +4,10 @@ use async_graphql::{
     Context, ID, InputObject, Json, Object, SimpleObject, Subscription, connection::Connection,
 };
 use botledger_commands::{BodyContent, Caller, CommandError, Fence, StepOutcome, TurnFailure};
-use botledger_domain::{BodyId, BotId, ConversationId, SubjectId, TurnId, operator::Permission};
+use botledger_domain::{
+    BodyId, BotId, ConversationId, SubjectId, TurnId, operator::Permission, policy::PolicyOwner as Owner,
+    signal::Findings as Seen,
+};
 use botledger_projections::{EventFilter, TurnFilter, TurnRow, turn_as_of, turns_count, turns_page};
 use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
@@ -18,7 +21,9 @@ use super::{
     page::{Cursor, Slice},
     payload,
     person::{self, Person},
+    policy::{self, PolicyOwner, PolicyVersion},
     scalars::{At, BigInt, NodeKind, wire_enum},
+    standing::TextSpan,
 };
 
 wire_enum! {
@@ -58,6 +63,150 @@ wire_enum! {
         Unsupported = "unsupported",
         /// A button.
         Callback = "callback",
+    }
+}
+
+wire_enum! {
+    /// Who looks at messages.
+    Detector {
+        /// Prompt injection and jailbreaks.
+        Attack = "attack",
+        /// Advertising nobody asked for.
+        Spam = "spam",
+        /// Content categories.
+        Category = "category",
+        /// Personal data.
+        PersonalData = "personal_data",
+        /// Keys, tokens and passwords.
+        Secret = "secret",
+        /// Words the policy does not allow.
+        BlockedWord = "blocked_word",
+        /// How messages come rather than what they say.
+        Behaviour = "behaviour",
+        /// A moderation service or guard model.
+        Moderation = "moderation",
+    }
+}
+
+wire_enum! {
+    /// How sure a detector is, or how bad it is.
+    SignalLevel {
+        /// It may be.
+        Suspected = "suspected",
+        /// It is, as far as a detector can know.
+        Confident = "confident",
+        /// Beyond doubt and so bad that a human has to look.
+        Severe = "severe",
+    }
+}
+
+/// One thing a detector saw. The text itself is not in it.
+#[derive(SimpleObject)]
+struct Signal {
+    detector: Detector,
+    /// By which of its rules; of a blocked word its number in the policy, from 1.
+    rule: String,
+    level: SignalLevel,
+    score_permille: u16,
+    /// Where; empty when it is the whole message.
+    spans: Vec<TextSpan>,
+}
+
+/// A detector's or category's score.
+#[derive(SimpleObject)]
+struct DetectorScore {
+    /// A detector, or a category such as `H2`.
+    name: String,
+    score_permille: u16,
+}
+
+/// A model that was asked.
+#[derive(SimpleObject)]
+struct DetectorModel {
+    /// The detector.
+    name: String,
+    version: String,
+}
+
+/// What the detectors saw in a message: rules, places and scores, never its text.
+#[derive(SimpleObject)]
+struct Findings {
+    /// The policy's intent it came nearest to; null when the policy names none.
+    intent: Option<String>,
+    /// How certainly it is none of them, in thousandths.
+    oos_permille: Option<u16>,
+    /// How the intent was found: `ngram`, or `embedding` with the model.
+    intent_method: Option<String>,
+    signals: Vec<Signal>,
+    /// Also of what raised no signal.
+    scores: Vec<DetectorScore>,
+    models: Vec<DetectorModel>,
+    /// Detectors that gave no answer.
+    unavailable: Vec<String>,
+}
+
+impl Findings {
+    fn read(seen: Seen) -> ApiResult<Self> {
+        let signals = seen.signals.into_iter().map(|signal| {
+            Ok(Signal {
+                detector: Detector::read(signal.detector.as_ref())?,
+                rule: signal.rule,
+                level: SignalLevel::read(signal.level.as_ref())?,
+                score_permille: signal.score_permille,
+                spans: signal
+                    .spans
+                    .iter()
+                    .map(|span| TextSpan { start: span.start, end: span.end })
+                    .collect(),
+            })
+        });
+        let (intent, rest) =
+            seen.intent.map(|found| (found.intent, (found.oos_permille, found.method))).unzip();
+        let (oos_permille, intent_method) = rest.unzip();
+        Ok(Self {
+            intent,
+            oos_permille,
+            intent_method,
+            signals: signals.collect::<ApiResult<_>>()?,
+            scores: seen
+                .scores
+                .into_iter()
+                .map(|(name, score_permille)| DetectorScore { name, score_permille })
+                .collect(),
+            models: seen.models.into_iter().map(|(name, version)| DetectorModel { name, version }).collect(),
+            unavailable: seen.unavailable,
+        })
+    }
+}
+
+pub(crate) struct TurnPolicy {
+    owner: Owner,
+    version: i64,
+    dry_run: bool,
+    bot: BotId,
+}
+
+/// The policy that judged a message.
+#[Object]
+impl TurnPolicy {
+    async fn owner(&self) -> PolicyOwner {
+        self.owner.into()
+    }
+
+    /// Of that owner's policy, from 1; 0 for the built-in one.
+    async fn version(&self) -> i32 {
+        i32::try_from(self.version).unwrap_or(i32::MAX)
+    }
+
+    /// Whether it only watched.
+    async fn dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    /// That version; null for the built-in one.
+    #[graphql(complexity = "5 + child_complexity")]
+    async fn published(&self, ctx: &Context<'_>) -> ApiResult<Option<PolicyVersion>> {
+        policy::of_owner(&Scope::of(ctx)?, self.owner, self.bot, self.version).await
     }
 }
 
@@ -131,6 +280,32 @@ impl Turn {
     /// The refusal with its figures.
     async fn refusal(&self) -> Option<Json<serde_json::Value>> {
         self.0.refusal.clone().map(Json)
+    }
+
+    /// The policy that judged it; null while nothing looked at it.
+    async fn policy(&self) -> ApiResult<Option<TurnPolicy>> {
+        let Some(owner) = &self.0.policy_owner else { return Ok(None) };
+        Ok(Some(TurnPolicy {
+            owner: owner.parse().map_err(ApiError::broken)?,
+            version: self.0.policy_version.unwrap_or_default(),
+            dry_run: self.0.policy_dry_run.unwrap_or_default(),
+            bot: BotId(self.0.bot_id),
+        }))
+    }
+
+    /// What the detectors saw in it; null while nothing looked at it.
+    async fn findings(&self) -> ApiResult<Option<Findings>> {
+        let Some(findings) = self.0.findings.clone() else { return Ok(None) };
+        Findings::read(serde_json::from_value(findings).map_err(ApiError::broken)?).map(Some)
+    }
+
+    /// Detectors that saw something, each once.
+    async fn flagged(&self) -> ApiResult<Vec<Detector>> {
+        self.0.flagged.iter().map(|detector| Detector::read(detector)).collect()
+    }
+
+    async fn scored_at(&self) -> Option<DateTime<Utc>> {
+        self.0.scored_at
     }
 
     /// Code of the failure, for example `LLM_UNAVAILABLE`.
@@ -245,6 +420,14 @@ struct TurnFilterInput {
     /// Any of these, for example `quota_exceeded`.
     refusal_kinds: Option<Vec<String>>,
     open: Option<bool>,
+    /// Any of these saw something.
+    flagged: Option<Vec<Detector>>,
+    /// Nearest to this intent of its policy.
+    intent: Option<String>,
+    /// None of the policy's intents, at least so certainly, in thousandths.
+    oos_from_permille: Option<u16>,
+    /// Judged by a policy that only watched, or by one in force.
+    dry_run: Option<bool>,
     /// At or after.
     received_from: Option<DateTime<Utc>>,
     /// Before.
@@ -265,9 +448,15 @@ impl TurnFilterInput {
                 .map(|phases| phases.iter().map(|phase| phase.wire().to_owned()).collect()),
             refusal_kinds: self.refusal_kinds.clone(),
             open: self.open,
+            flagged: self
+                .flagged
+                .as_ref()
+                .map(|detectors| detectors.iter().map(|one| one.wire().to_owned()).collect()),
+            intent: self.intent.clone(),
+            oos_from: self.oos_from_permille.map(i32::from),
+            dry_run: self.dry_run,
             received_from: self.received_from,
             received_until: self.received_until,
-            ..TurnFilter::default()
         })
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use botledger_commands::Caller;
+use botledger_commands::{Caller, PolicyScope};
 use botledger_domain::{
     Reason,
     operator::{
         Permission::{self, *},
         Role,
     },
+    policy::{PolicyMode, PolicyTerms},
 };
 use reqwest::header;
 use serde_json::{Value, json};
@@ -23,7 +24,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 73] = [
+const NEEDS: [(&str, Permission); 81] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -91,6 +92,14 @@ const NEEDS: [(&str, Permission); 73] = [
     ("rateOverrides", ReadOperations),
     ("rateOverrideSet", ManageQuotas),
     ("rateOverrideRemove", ManageQuotas),
+    ("policy", ReadOperations),
+    ("policyVersion", ReadOperations),
+    ("policyVersions", ReadOperations),
+    ("effectivePolicy", ReadOperations),
+    ("policyPublish", ManagePolicies),
+    ("policyRestore", ManagePolicies),
+    ("policyWithdraw", ManagePolicies),
+    ("policyChanged", ReadOperations),
     ("accessList", ReadOperations),
     ("accessEntries", ReadOperations),
     ("accessListAdd", ManagePolicies),
@@ -119,6 +128,14 @@ const PERSONAL: [(&str, &str); 6] = [
 /// behind one of the fields above.
 const PLAIN: &str = "
     AccessEntry.network AccessEntry.reason
+    DetectorModel.name DetectorModel.version DetectorScore.name
+    Findings.intent Findings.intentMethod Findings.unavailable Signal.rule
+    Ladder.afterBlock Ladder.baseBlockMs Ladder.creditDrift Ladder.creditViolation Ladder.driftHalfLifeMs
+    Ladder.ladderWindowMs Ladder.maxBlockMs Ladder.tempBlock Ladder.throttle Ladder.throttleExit
+    Ladder.violationHalfLifeMs Ladder.warn Ladder.warnExit
+    PolicyBlockedWord.phrase PolicyCategory.category PolicyChange.eventType PolicyIntent.examples
+    PolicyIntent.name PolicyModeration.service PolicyTerms.embeddingModel PolicyTerms.notThis
+    PolicyVersion.note PolicyVersion.withdrawalReason
     Bot.holder Bot.leaseEpoch Bot.statusReason Bot.telegramId Bot.username
     BotSettings.model BotSettings.systemPrompt BotSettings.welcome
     Conversation.messages Conversation.turnCount
@@ -161,7 +178,7 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 42] = [
+const REACHED: [(&str, &str); 58] = [
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
     ("Bot", "manage_bots moderate read_operations"),
@@ -169,8 +186,14 @@ const REACHED: [(&str, &str); 42] = [
     ("Budget", "manage_quotas read_operations"),
     ("ChatSession", "moderate read_operations"),
     ("Conversation", "moderate read_operations"),
+    ("DetectorModel", "manage_bots moderate read_operations"),
+    ("DetectorScore", "manage_bots moderate read_operations"),
+    ("EffectivePolicy", "read_operations"),
     ("Event", "read_ledger"),
     ("Evidence", "moderate read_operations"),
+    ("Findings", "manage_bots moderate read_operations"),
+    ("Ladder", "manage_bots manage_policies moderate read_operations"),
+    ("LadderPoints", "manage_bots manage_policies moderate read_operations"),
     ("LadderThresholds", "moderate read_operations"),
     ("LimitLeft", "manage_bots manage_quotas moderate read_operations"),
     ("LimitWarning", "manage_bots manage_quotas moderate read_operations"),
@@ -183,6 +206,14 @@ const REACHED: [(&str, &str); 42] = [
     ("Plan", "manage_bots manage_quotas read_operations read_self"),
     ("PlanLimit", "manage_bots manage_quotas moderate read_operations read_self"),
     ("Platform", "read_self"),
+    ("Policy", "manage_policies read_operations"),
+    ("PolicyBlockedWord", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyCategory", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyChange", "read_operations"),
+    ("PolicyIntent", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyModeration", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyTerms", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyVersion", "manage_bots manage_policies moderate read_operations"),
     ("Projection", "manage_bots read_operations"),
     ("Quota", "manage_bots manage_quotas moderate read_operations"),
     ("QuotaOverride", "manage_bots manage_quotas moderate read_operations"),
@@ -194,14 +225,16 @@ const REACHED: [(&str, &str); 42] = [
     ("ScoredOffence", "moderate read_operations"),
     ("Scoring", "moderate read_operations"),
     ("SessionTokens", "nothing"),
+    ("Signal", "manage_bots moderate read_operations"),
     ("Standing", "moderate read_operations"),
     ("StandingChange", "read_operations"),
     ("StandingContribution", "moderate read_operations"),
     ("StandingExplanation", "moderate read_operations"),
-    ("TextSpan", "moderate read_operations"),
+    ("TextSpan", "manage_bots moderate read_operations"),
     ("TokenRates", "manage_bots moderate read_operations"),
     ("Turn", "manage_bots moderate read_operations"),
     ("TurnChange", "read_operations"),
+    ("TurnPolicy", "manage_bots moderate read_operations"),
     ("Usage", "read_usage"),
     ("UserError", "manage_bots manage_operators manage_policies manage_quotas moderate nothing"),
     ("Workspace", "manage_bots manage_quotas read_operations read_self"),
@@ -341,6 +374,8 @@ async fn every_root_field_is_public_by_decision_or_asks_for_a_permission(pool: P
     // Something has to be told by every subscription.
     let (person, spam) = (platform.person_of(turn).await, Reason::parse("spam").unwrap());
     platform.app.standings.block(&system(), bot.0, person, spam, None).await.unwrap();
+    let (own, terms) = (PolicyScope::Bot(bot.0), PolicyTerms::default());
+    platform.app.policies.publish(&system(), own, terms, PolicyMode::Keep, None).await.unwrap();
     platform.settle().await;
     let schema = schema(&platform, &tenant.token).await;
     let needs: BTreeMap<&str, Permission> = NEEDS.into_iter().collect();

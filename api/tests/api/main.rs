@@ -10,6 +10,7 @@ mod http;
 mod moderation;
 mod mutations;
 mod past;
+mod policies;
 mod queries;
 mod rate_limits;
 mod schema;

@@ -40,9 +40,7 @@ impl<A: Default> Known<A> {
 impl<A: Decide> Known<A> {
     fn fold(&mut self, rows: impl IntoIterator<Item = EventRow>) -> Result<(), JournalError> {
         for row in rows {
-            let event = upcast::decode::<A::Event>(&row.event_type, &row.event_version, &row.payload)
-                .map_err(|source| JournalError::Decode { position: Position(row.position), source })?;
-            self.loaded.state.apply(event);
+            self.loaded.state.apply(row.decode::<A>()?);
             self.loaded.version = row.sequence;
             self.leaf = row.leaf_hash;
         }
@@ -131,6 +129,13 @@ impl<A: Decide + Clone + 'static> sealed::Load for Wanted<A> {
     fn entry(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         let moved = self.known.loaded.version != self.remembered;
         moved.then(|| Arc::new(self.known.clone()) as Arc<dyn Any + Send + Sync>)
+    }
+}
+
+impl EventRow {
+    fn decode<A: Decide>(&self) -> Result<A::Event, JournalError> {
+        upcast::decode::<A::Event>(&self.event_type, &self.event_version, &self.payload)
+            .map_err(|source| JournalError::Decode { position: Position(self.position), source })
     }
 }
 
@@ -240,6 +245,15 @@ impl Journal {
             });
         }
         Ok(rows)
+    }
+
+    /// Everything that happened to an aggregate, oldest first: for what its state no longer holds.
+    ///
+    /// # Errors
+    /// As [`Journal::load`].
+    pub async fn facts<A: Decide>(&self, id: &str) -> Result<Vec<A::Event>, JournalError> {
+        let rows = self.events::<A>(id, 0).await?;
+        rows.into_iter().map(|row| row.decode::<A>()).collect()
     }
 
     /// The events of a stream from a sequence on, it included.

@@ -9,6 +9,7 @@ mod log;
 mod moderation;
 mod once;
 mod poison;
+mod policies;
 mod rebuild;
 mod rows;
 mod support;

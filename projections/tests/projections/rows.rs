@@ -211,6 +211,12 @@ async fn a_turns_row_says_where_the_turn_stands(pool: PgPool) {
         assert_eq!(row.refusal, state.refusal.as_ref().map(json));
         assert_eq!(row.failure, state.failure);
         assert_eq!(row.reply_body, state.reply.as_ref().map(|body| body.body_id.uuid()));
+        let judged = state
+            .scored
+            .map(|policy| (policy.owner.as_ref().to_owned(), i64::from(policy.version), policy.dry_run));
+        let told = row.policy_owner.clone().zip(row.policy_version).zip(row.policy_dry_run);
+        assert_eq!(told.map(|((owner, version), dry_run)| (owner, version, dry_run)), judged);
+        assert_eq!((row.findings.is_some(), row.scored_at.is_some()), (judged.is_some(), judged.is_some()));
         if number < 10 {
             let as_of = turn_as_of(&pool, id(loaded), Position(row.updated_position)).await.unwrap();
             assert_eq!(as_of, Some(row));

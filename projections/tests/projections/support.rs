@@ -15,9 +15,15 @@ use botledger_domain::{
     bot::{Bot, BotCommand, BotSettings, BotUsername, LeaseEnd, UpdateMode},
     chat_session::{ChatSession, ChatSessionCommand},
     operator::{Login, Operator, OperatorCommand, Role},
+    policy::{
+        BlockedWord, Policy, PolicyCommand, PolicyMode, PolicyOwner, PolicyRef, PolicyTerms, Response,
+        Severity,
+    },
+    policy_stream,
     price::Price,
     quota::{Period, PlanTerms, Quota, QuotaCommand, ReleaseCause},
     quota_stream,
+    signal::{Detector, Findings, IntentFinding, Signal, SignalLevel, TextSpan},
     standing::{
         Evidence, Offence, Scoring, Standing, StandingCommand,
         ladder::{LadderConfig, OffenceKind, Preset},
@@ -89,6 +95,8 @@ pub(crate) struct Desk {
     pub(crate) standings: BTreeMap<(usize, usize), Loaded<Standing>>,
     pub(crate) chats: BTreeMap<(usize, usize), Loaded<ChatSession>>,
     pub(crate) turns: Vec<Loaded<Turn>>,
+    /// The workspace's policy, and the bots' own.
+    pub(crate) policies: BTreeMap<Option<usize>, Loaded<Policy>>,
     /// Bot and subject of each turn.
     sides: Vec<(usize, usize)>,
     set: AppendSet,
@@ -164,6 +172,60 @@ pub(crate) fn scoring(bot: BotId, subject: SubjectId, turn: TurnId, a: u8, b: u8
     }
 }
 
+/// Terms that differ from each other.
+pub(crate) fn policy_terms(n: u8) -> PolicyTerms {
+    let answers = [Response::Ignore, Response::Score, Response::Refuse];
+    let response = |at: u8| answers[usize::from(n.wrapping_add(at)) % 3];
+    PolicyTerms {
+        off_topic: response(0),
+        suspected_attack: response(1),
+        confident_attack: response(n / 3),
+        spam: response(n / 9),
+        behaviour: response(n / 27),
+        blocked_words: vec![BlockedWord { phrase: "казино".to_owned(), severity: Severity::Medium }],
+        preset: [Preset::Lenient, Preset::Standard, Preset::Strict][usize::from(n % 3)],
+        throttled_per_minute: u32::from(n) + 1,
+        ..PolicyTerms::default()
+    }
+}
+
+/// Anything detectors may say about a message.
+pub(crate) fn findings(a: u8, b: u8) -> Findings {
+    let detectors: [(Detector, &str); 8] = [
+        (Detector::Attack, "forget"),
+        (Detector::Spam, "advert"),
+        (Detector::Category, "H2"),
+        (Detector::PersonalData, "EMAIL_ADDRESS"),
+        (Detector::Secret, "SECRET"),
+        (Detector::BlockedWord, "1"),
+        (Detector::Behaviour, "flood"),
+        (Detector::Moderation, "V"),
+    ];
+    let levels = [SignalLevel::Suspected, SignalLevel::Confident, SignalLevel::Severe];
+    let signal = |n: u8| {
+        let (detector, rule) = detectors[usize::from(n) % detectors.len()];
+        Signal {
+            detector,
+            rule: rule.to_owned(),
+            // Severe is a rare thing, and blocks whoever it happens to.
+            level: levels[usize::from(n % 32) / 15],
+            score_permille: 300 + u16::from(n) * 2,
+            spans: vec![TextSpan { start: 0, end: u32::from(n) + 1 }],
+        }
+    };
+    Findings {
+        intent: (!a.is_multiple_of(4)).then(|| IntentFinding {
+            intent: "заказ".to_owned(),
+            oos_permille: (u32::from(b) * 1_000 / 255) as u16,
+            method: "ngram".to_owned(),
+        }),
+        signals: (0..a % 3).map(|n| signal(b.wrapping_add(n.wrapping_mul(37)))).collect(),
+        scores: BTreeMap::from([("HR".to_owned(), u16::from(a) * 4 % 1_001)]),
+        models: BTreeMap::from([("attack".to_owned(), "c0ffee".to_owned())]),
+        unavailable: if a == 7 { vec!["openai".to_owned()] } else { vec![] },
+    }
+}
+
 fn language(n: u8) -> Language {
     if n.is_multiple_of(2) { Language::En } else { Language::Ru }
 }
@@ -186,6 +248,7 @@ impl Desk {
             standings: BTreeMap::new(),
             chats: BTreeMap::new(),
             turns: Vec::new(),
+            policies: BTreeMap::new(),
             sides: Vec::new(),
             set: AppendSet::new(metadata()),
             now: noon(),
@@ -215,6 +278,7 @@ impl Desk {
                 5 => self.moderate(*a, *b),
                 6 => self.chat(*a, *b),
                 7..=9 => self.receive(*a, *b),
+                15 => self.publish(*a, *b),
                 _ => self.advance(*a, *b),
             }
         }
@@ -354,6 +418,32 @@ impl Desk {
         let _ = self.set.decide(standing, command, self.now);
     }
 
+    fn publish(&mut self, a: u8, b: u8) {
+        let owner = a.is_multiple_of(3).then_some(usize::from(a) % BOTS);
+        let (workspace, bot) = (self.workspace_id(), owner.map(|bot| id(&self.bots[bot])));
+        let by = b.is_multiple_of(2).then_some(OperatorId(Uuid::nil()));
+        let policy = self
+            .policies
+            .entry(owner)
+            .or_insert_with(|| Loaded::empty(policy_stream(workspace, bot).to_string()));
+        let command = match b % 4 {
+            0 => PolicyCommand::Withdraw { reason: reason(a), by },
+            kind => PolicyCommand::Publish {
+                workspace,
+                bot,
+                terms: Box::new(policy_terms(b)),
+                mode: match kind {
+                    1 => PolicyMode::Keep,
+                    2 => PolicyMode::Live,
+                    _ => PolicyMode::DryRun { until: Some(self.now + TimeDelta::minutes(i64::from(a) + 1)) },
+                },
+                note: a.is_multiple_of(2).then(|| reason(b)),
+                by,
+            },
+        };
+        let _ = self.set.decide(policy, command, self.now);
+    }
+
     /// Only in a chat that a message has come from.
     fn chat(&mut self, a: u8, b: u8) {
         let Some((bot, subject)) = self.sides.get(usize::from(a) % self.sides.len().max(1)).copied() else {
@@ -433,7 +523,16 @@ impl Desk {
         let reservation: ReservationId = id(&self.turns[turn]);
         let model = ModelName::parse(["llama3.2:3b", "qwen3:4b"][usize::from(a % 2)]).unwrap();
         let held = self.quotas[subject].state.account.holds.contains_key(&reservation);
-        let command = match b % 9 {
+        let command = match b % 10 {
+            9 => TurnCommand::Score {
+                policy: PolicyRef {
+                    owner: [PolicyOwner::BuiltIn, PolicyOwner::Workspace, PolicyOwner::Bot]
+                        [usize::from(a % 3)],
+                    version: u32::from(a % 3),
+                    dry_run: a.is_multiple_of(2),
+                },
+                findings: findings(a, b),
+            },
             0 | 1 => {
                 let chat = self
                     .chats
