@@ -11,6 +11,7 @@ pub mod keys;
 pub mod link;
 pub mod local;
 pub mod migrate;
+pub mod policy;
 pub mod projections;
 pub mod replay;
 pub mod sdl;
@@ -105,6 +106,9 @@ pub enum Command {
     /// The bots of the fleet
     #[command(subcommand)]
     Bot(bot::BotCommand),
+    /// Policies: what bots are for, what becomes of other messages, and what would have
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// Addresses that ask the API: let one in, set its pace
     #[command(subcommand)]
     Address(address::AddressCommand),
@@ -136,6 +140,7 @@ impl Cli {
             Command::Link(link) => link.run(self.settings).await,
             Command::Keys(command) => command.run(self.settings).await,
             Command::Bot(command) => command.run(self.settings).await,
+            Command::Policy(command) => command.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,

@@ -24,6 +24,7 @@ mod standings;
 mod tail;
 mod turns;
 mod usage;
+mod what_if;
 
 use std::sync::Arc;
 
@@ -68,6 +69,10 @@ pub use turns::{
     turns_by_ids, turns_count, turns_page,
 };
 pub use usage::{Grain, UsageRow, usage};
+pub use what_if::{
+    Limit, MOST_MESSAGES, Outcome, PersonDifference, Rungs, Sums, TurnDifference, WhatIf, WhatIfError,
+    WhatIfReport, what_if,
+};
 
 /// What readers fail with.
 pub use sqlx::Error as ReadError;

@@ -24,7 +24,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 76] = [
+const NEEDS: [(&str, Permission); 77] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -91,6 +91,7 @@ const NEEDS: [(&str, Permission); 76] = [
     ("policyVersion", ReadOperations),
     ("policyVersions", ReadOperations),
     ("effectivePolicy", ReadOperations),
+    ("policyWhatIf", ReadOperations),
     ("policyPublish", ManagePolicies),
     ("policyRestore", ManagePolicies),
     ("policyWithdraw", ManagePolicies),
@@ -170,7 +171,7 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 53] = [
+const REACHED: [(&str, &str); 62] = [
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
     ("Bot", "manage_bots moderate read_operations"),
@@ -202,6 +203,7 @@ const REACHED: [(&str, &str); 53] = [
     ("PolicyModeration", "manage_bots manage_policies moderate read_operations"),
     ("PolicyTerms", "manage_bots manage_policies moderate read_operations"),
     ("PolicyVersion", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyWhatIf", "read_operations"),
     ("Projection", "manage_bots read_operations"),
     ("Quota", "manage_bots manage_quotas moderate read_operations"),
     ("QuotaOverride", "manage_bots manage_quotas moderate read_operations"),
@@ -224,6 +226,14 @@ const REACHED: [(&str, &str); 53] = [
     ("TurnPolicy", "manage_bots moderate read_operations"),
     ("Usage", "read_usage"),
     ("UserError", "manage_bots manage_operators manage_policies manage_quotas moderate nothing"),
+    ("WhatIfLimit", "read_operations"),
+    ("WhatIfMessages", "read_operations"),
+    ("WhatIfOffences", "read_operations"),
+    ("WhatIfPeople", "read_operations"),
+    ("WhatIfPerson", "read_operations"),
+    ("WhatIfRungs", "read_operations"),
+    ("WhatIfSums", "read_operations"),
+    ("WhatIfTurn", "read_operations"),
     ("Workspace", "manage_bots manage_quotas read_operations read_self"),
 ];
 

@@ -116,7 +116,11 @@ impl Pace {
     }
 }
 
-async fn only_workspace(pool: &ReadPool) -> Result<WorkspaceId> {
+/// The workspace that is meant where nobody names one.
+///
+/// # Errors
+/// When there is none, or more than one.
+pub(super) async fn only_workspace(pool: &ReadPool) -> Result<WorkspaceId> {
     match workspaces_page(pool, Page::oldest(2)).await.context("the database does not answer")?.as_slice() {
         [one] => Ok(WorkspaceId(one.workspace)),
         [] => bail!("there is no workspace yet"),

@@ -7,3 +7,4 @@ mod commands;
 mod crash;
 mod house;
 mod operation;
+mod policies;

@@ -13,3 +13,4 @@ mod rebuild;
 mod rows;
 mod support;
 mod tail;
+mod what_if;
