@@ -62,6 +62,7 @@ pub(crate) struct Query(
     person::PersonQuery,
     platform::PlatformQuery,
     policy::PolicyQuery,
+    policy::PolicyWhatIfQuery,
     quota::QuotaQuery,
     rate_limit::RateLimitQuery,
     standing::StandingQuery,

@@ -12,6 +12,7 @@ pub mod keys;
 pub mod link;
 pub mod local;
 pub mod migrate;
+pub mod policy;
 pub mod projections;
 pub mod replay;
 pub mod score;
@@ -110,6 +111,9 @@ pub enum Command {
     /// What bots and workspaces may use
     #[command(subcommand)]
     Budget(budget::BudgetCommand),
+    /// Policies: what bots are for, what becomes of other messages, and what would have
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// Addresses that ask the API: let one in, set its pace
     #[command(subcommand)]
     Address(address::AddressCommand),
@@ -145,6 +149,7 @@ impl Cli {
             Command::Keys(command) => command.run(self.settings).await,
             Command::Bot(command) => command.run(self.settings).await,
             Command::Budget(command) => command.run(self.settings).await,
+            Command::Policy(command) => command.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,

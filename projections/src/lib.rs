@@ -25,6 +25,7 @@ mod standings;
 mod tail;
 mod turns;
 mod usage;
+mod what_if;
 
 use std::sync::Arc;
 
@@ -70,6 +71,10 @@ pub use turns::{
     turns_by_ids, turns_count, turns_page,
 };
 pub use usage::{Grain, UsageRow, usage};
+pub use what_if::{
+    Limit, MOST_MESSAGES, Outcome, PersonDifference, Rungs, Sums, TurnDifference, WhatIf, WhatIfError,
+    WhatIfReport, what_if,
+};
 
 /// What readers fail with.
 pub use sqlx::Error as ReadError;

@@ -173,7 +173,9 @@ pub enum WhatIfError {
     #[error("the time ends before it begins")]
     Backwards,
     /// More than can be looked at in one go.
-    #[error("{messages} messages were written in that time, at most {MOST_MESSAGES} can be judged again: ask about less")]
+    #[error(
+        "{messages} messages were written in that time, at most {MOST_MESSAGES} can be judged again: ask about less"
+    )]
     TooMany {
         /// How many.
         messages: i64,

@@ -153,6 +153,13 @@ pub(crate) fn reason(given: &str) -> Result<Reason, UserError> {
     Reason::parse(given).map_err(|error| UserError::of("reason", &error))
 }
 
+/// A refusal where no payload could carry it.
+impl From<UserError> for ApiError {
+    fn from(error: UserError) -> Self {
+        Self::bad_input(error.message)
+    }
+}
+
 /// A failure of one thing among many.
 impl From<ApiError> for UserError {
     fn from(error: ApiError) -> Self {

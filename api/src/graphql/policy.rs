@@ -1,6 +1,7 @@
 //! Policies: what bots are for, what becomes of messages that are not, and what it said before.
 
 mod terms;
+mod what_if;
 
 use async_graphql::{
     Context, Enum, ID, InputObject, Object, SimpleObject, Subscription, connection::EmptyFields,
@@ -21,6 +22,7 @@ use futures::stream::BoxStream;
 use uuid::Uuid;
 
 use self::terms::{PolicyTerms, PolicyTermsInput};
+pub(crate) use self::what_if::PolicyWhatIfQuery;
 use super::{
     Acts, AsOf, Conditions, Needs, Scope, bot,
     error::{ApiError, ApiResult, UserError, outcome, reason},

@@ -24,7 +24,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 81] = [
+const NEEDS: [(&str, Permission); 82] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -96,6 +96,7 @@ const NEEDS: [(&str, Permission); 81] = [
     ("policyVersion", ReadOperations),
     ("policyVersions", ReadOperations),
     ("effectivePolicy", ReadOperations),
+    ("policyWhatIf", ReadOperations),
     ("policyPublish", ManagePolicies),
     ("policyRestore", ManagePolicies),
     ("policyWithdraw", ManagePolicies),
@@ -178,7 +179,7 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 58] = [
+const REACHED: [(&str, &str); 67] = [
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
     ("Bot", "manage_bots moderate read_operations"),
@@ -214,6 +215,7 @@ const REACHED: [(&str, &str); 58] = [
     ("PolicyModeration", "manage_bots manage_policies moderate read_operations"),
     ("PolicyTerms", "manage_bots manage_policies moderate read_operations"),
     ("PolicyVersion", "manage_bots manage_policies moderate read_operations"),
+    ("PolicyWhatIf", "read_operations"),
     ("Projection", "manage_bots read_operations"),
     ("Quota", "manage_bots manage_quotas moderate read_operations"),
     ("QuotaOverride", "manage_bots manage_quotas moderate read_operations"),
@@ -237,6 +239,14 @@ const REACHED: [(&str, &str); 58] = [
     ("TurnPolicy", "manage_bots moderate read_operations"),
     ("Usage", "read_usage"),
     ("UserError", "manage_bots manage_operators manage_policies manage_quotas moderate nothing"),
+    ("WhatIfLimit", "read_operations"),
+    ("WhatIfMessages", "read_operations"),
+    ("WhatIfOffences", "read_operations"),
+    ("WhatIfPeople", "read_operations"),
+    ("WhatIfPerson", "read_operations"),
+    ("WhatIfRungs", "read_operations"),
+    ("WhatIfSums", "read_operations"),
+    ("WhatIfTurn", "read_operations"),
     ("Workspace", "manage_bots manage_quotas read_operations read_self"),
 ];
 

@@ -116,6 +116,10 @@ impl Pace {
     }
 }
 
+/// The workspace that is meant where nobody names one.
+///
+/// # Errors
+/// When there is none, or more than one.
 pub(super) async fn only_workspace(pool: &ReadPool) -> Result<WorkspaceId> {
     match workspaces_page(pool, Page::oldest(2)).await.context("the database does not answer")?.as_slice() {
         [one] => Ok(WorkspaceId(one.workspace)),

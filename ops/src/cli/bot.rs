@@ -153,15 +153,20 @@ impl Register {
 
 impl One {
     async fn find(&self, read: &ReadPool) -> Result<BotId> {
-        let wanted = self.bot.trim_start_matches('@');
-        let bots = bots(read).await?;
-        let found = bots
-            .iter()
-            .find(|bot| bot.username.eq_ignore_ascii_case(wanted) || bot.bot_id.to_string() == wanted);
-        match found {
-            Some(bot) => Ok(BotId(bot.bot_id)),
-            None => bail!("there is no bot {wanted}; `botledger bot list` shows them"),
-        }
+        Ok(BotId(find(read, &self.bot).await?.bot_id))
+    }
+}
+
+/// A bot by username or id.
+///
+/// # Errors
+/// When there is none, or the database does not answer.
+pub(super) async fn find(read: &ReadPool, name: &str) -> Result<BotRow> {
+    let wanted = name.trim_start_matches('@').trim_start_matches("bot:");
+    let is_it = |bot: &BotRow| bot.username.eq_ignore_ascii_case(wanted) || bot.bot_id.to_string() == wanted;
+    match bots(read).await?.into_iter().find(is_it) {
+        Some(bot) => Ok(bot),
+        None => bail!("there is no bot {wanted}; `botledger bot list` shows them"),
     }
 }
 

@@ -8,3 +8,4 @@ mod commands;
 mod crash;
 mod house;
 mod operation;
+mod policies;

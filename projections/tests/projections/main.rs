@@ -14,3 +14,4 @@ mod rebuild;
 mod rows;
 mod support;
 mod tail;
+mod what_if;
