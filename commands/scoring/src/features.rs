@@ -234,6 +234,12 @@ impl Vocabulary {
         Some(from + u32::try_from(place).expect("a page has few buckets"))
     }
 
+    /// How rare a bucket is: `ln((1 + texts) / (1 + texts with it))`; none for one that never occurred.
+    #[must_use]
+    pub fn rarity(&self, bucket: u32) -> Option<f32> {
+        Some(self.weights[self.column(bucket)? as usize] - 1.0)
+    }
+
     /// Sublinear TF-IDF. Words and character sequences are each scaled to length one first, so that
     /// neither outweighs the other; then the whole is. Unknown buckets are left out.
     #[must_use]
