@@ -535,3 +535,71 @@ fn lines(report: &WhatIfReport, question: &WhatIf, limit: usize) -> Vec<String> 
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use botledger_domain::standing::ladder::LadderState;
+    use botledger_domain::{Position, SubjectId, TurnId};
+    use botledger_projections::{PersonDifference, Sums, TurnDifference};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn moment() -> DateTime<Utc> {
+        DateTime::from_timestamp(1_780_000_000, 0).expect("a moment")
+    }
+
+    #[test]
+    fn a_report_names_sums_limits_and_who_fares_differently() {
+        let workspace = WorkspaceId(Uuid::nil());
+        let (bot, subject, turn) = (BotId(Uuid::nil()), SubjectId(Uuid::nil()), TurnId(Uuid::nil()));
+        let (from, until) = (moment(), moment() + TimeDelta::days(1));
+        let terms = PolicyTerms::default();
+        let question = WhatIf { workspace, bot: None, from, until, terms, acts: true };
+        let sums = |outcome, state| Sums {
+            messages: BTreeMap::from([(outcome, 12)]),
+            offences: BTreeMap::new(),
+            people: BTreeMap::from([(state, 3)]),
+            people_on_trial: BTreeMap::new(),
+        };
+        let turn = TurnDifference {
+            turn,
+            bot,
+            subject,
+            position: 7,
+            received_at: moment(),
+            before: Outcome::Passed,
+            after: Outcome::Content,
+            offences_before: vec![],
+            offences_after: vec![OffenceKind::Spam],
+        };
+        let after = Rungs { highest: LadderState::Throttled, ..Rungs::default() };
+        let person = PersonDifference { bot, subject, position: 7, before: Rungs::default(), after };
+        let report = WhatIfReport {
+            position: Position(99),
+            judged: 12,
+            of_other_policies: 0,
+            not_looked_at: 1,
+            limits: BTreeMap::from([(Limit::BlockedWords, 4)]),
+            before: sums(Outcome::Passed, LadderState::Ok),
+            after: sums(Outcome::Content, LadderState::Throttled),
+            turns: vec![turn.clone(), turn],
+            people: vec![person],
+        };
+        let said = lines(&report, &question, 1).join("\n");
+        for part in [
+            "12 texts from 2026-05-28T20:26:40Z until 2026-05-29T20:26:40Z judged again",
+            "1 that nothing looked at (ledger at 99)",
+            "4 were never searched for the blocked words that are new",
+            "  passed                        12         0",
+            "  throttled                      0         3",
+            "2 messages and 1 people fare differently",
+            "ok then ok -> throttled then ok",
+            "passed -> content (spam)",
+        ] {
+            assert!(said.contains(part), "{part} is missing in:\n{said}");
+        }
+        assert_eq!(said.matches("passed -> content").count(), 1, "no more than asked for");
+        assert!(!said.contains("dry runs"), "nobody was on trial");
+    }
+}

@@ -113,6 +113,14 @@ async fn policies_are_published_restored_and_withdrawn_at_the_command_line(pool:
     assert!(said.contains(&format!("the policy of {BOT} is withdrawn")), "{said}");
     until("the built-in one judges", async || show(&["--bot", BOT]).await["owner"] == "built_in").await;
 
+    // What was written can be judged again, whether or not anything had looked at it.
+    let tried = ["policy", "what-if", strict, "--bot", BOT, "--live"];
+    let said = house.told(&tried).await;
+    assert!(said.contains(" judged again, ") && said.contains("people fare differently"), "{said}");
+    let report: Value = serde_json::from_str(&house.told(&[&tried[..], &["--json"]].concat()).await).unwrap();
+    let texts = report["judged"].as_u64().unwrap() + report["not_looked_at"].as_u64().unwrap();
+    assert_eq!((texts, &report["before"]), (1, &report["after"]), "{report}");
+
     // The workspace's own stands behind it.
     house.told(&["policy", "publish", strict, "--watch"]).await;
     until("the workspace's judges", async || show(&["--bot", BOT]).await["owner"] == "workspace").await;
