@@ -5,6 +5,7 @@
 //! example has, and resembles the ordinary messages of [`background`].
 
 pub mod background;
+mod embedded;
 mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,8 @@ use crate::Normalised;
 use crate::calibrate::Platt;
 use crate::features::{Counts, Symbols, Vocabulary};
 use crate::model_file::{self, Damage, Kind, Reader, Writer};
+
+pub use embedded::{EmbeddedIntents, Material};
 
 /// The label of texts that belong to no intent, in files and in [`Example::intent`].
 pub const OUT_OF_SCOPE: &str = "oos";
@@ -174,7 +177,11 @@ struct Head {
 
 impl Head {
     fn judge(&self, look: training::Look) -> IntentScore {
-        let oos_score = self.oos.probability(look.signals.score());
+        self.judge_by(look.signals.score(), look)
+    }
+
+    fn judge_by(&self, score: f64, look: training::Look) -> IntentScore {
+        let oos_score = self.oos.probability(score);
         let in_scope = 1.0 - oos_score;
         IntentScore {
             intent: self.intents[look.best].clone(),
