@@ -6,6 +6,7 @@
 mod append;
 mod limits;
 mod rebuild;
+mod scoring;
 mod turns;
 
 use std::io::Write;
@@ -50,8 +51,10 @@ async fn main() -> Result<()> {
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => effort = Effort { round: Duration::from_secs(1), rounds: 1 },
-            "append" | "limits" | "turns" | "rebuild" => parts.push(argument),
-            other => bail!("{other} is not known: ops/bench [--quick] [append|limits|turns|rebuild ...]"),
+            "append" | "limits" | "scoring" | "turns" | "rebuild" => parts.push(argument),
+            other => {
+                bail!("{other} is not known: ops/bench [--quick] [append|limits|scoring|turns|rebuild ...]")
+            }
         }
     }
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
@@ -64,6 +67,9 @@ async fn main() -> Result<()> {
     }
     if wanted("limits") {
         rows.extend(limits::rows(effort).await?);
+    }
+    if wanted("scoring") {
+        rows.extend(scoring::rows(effort)?);
     }
     if wanted("turns") {
         rows.extend(turns::rows(&pool, &url, effort).await?);
