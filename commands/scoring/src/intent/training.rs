@@ -331,32 +331,56 @@ fn drop_own_lines(
     held_out: u8,
 ) {
     let own = |class: &Option<usize>| class.filter(|class| *class <= intents);
+    let part_without = |kept: &[Option<usize>], fold: Option<u8>| -> Vec<Option<usize>> {
+        let left_out = |in_fold: &Option<u8>| fold.is_some() && *in_fold == fold;
+        kept.iter().zip(folds).map(|(class, in_fold)| own(class).filter(|_| !left_out(in_fold))).collect()
+    };
+    // Among many examples the closest one says nearly as much as a classifier, which takes seconds to train.
+    let likeness = |part: &[Option<usize>]| -> Box<dyn Fn(&Counts) -> f64> {
+        if held_out < FOLDS {
+            let memory = Memory::of(texts, part, intents);
+            Box::new(move |text| -f64::from(memory.closest(text)))
+        } else {
+            let separator = Separator::learn(texts, part, intents);
+            Box::new(move |text| separator.look(&separator.encode_text(text)).signals.score())
+        }
+    };
     let mut inside = Vec::new();
-    let mut separator = None;
     for fold in 0..held_out {
-        let part: Vec<Option<usize>> = kept
-            .iter()
-            .zip(folds)
-            .map(|(class, in_fold)| own(class).filter(|_| *in_fold != Some(fold)))
-            .collect();
-        let without = Separator::learn(texts, &part, intents);
+        let distance = likeness(&part_without(kept, Some(fold)));
         for (at, class) in kept.iter().enumerate() {
             if folds[at] == Some(fold) && class.is_some_and(|class| class < intents) {
-                inside.push(without.look(&without.encode_text(&texts[at])).signals.score());
+                inside.push(distance(&texts[at]));
             }
         }
-        separator = Some(without);
     }
-    let (Some(border), Some(mut separator)) = (upper_quantile(&inside, OWN_LINES), separator) else { return };
-    if held_out > 1 {
-        let whole: Vec<Option<usize>> = kept.iter().map(own).collect();
-        separator = Separator::learn(texts, &whole, intents);
-    }
+    let Some(border) = upper_quantile(&inside, OWN_LINES) else { return };
+    let distance = likeness(&part_without(kept, None));
     for (at, class) in kept.iter_mut().enumerate() {
-        let shipped = class.is_some_and(|class| class > intents);
-        if shipped && separator.look(&separator.encode_text(&texts[at])).signals.score() < border {
+        if class.is_some_and(|class| class > intents) && distance(&texts[at]) < border {
             *class = None;
         }
+    }
+}
+
+/// The examples of intents alone, without a classifier.
+struct Memory {
+    vocabulary: Vocabulary,
+    neighbours: Neighbours,
+}
+
+impl Memory {
+    fn of(texts: &[Counts], classes: &[Option<usize>], intents: usize) -> Self {
+        let own = texts.iter().zip(classes).filter(|(_, class)| class.is_some_and(|class| class < intents));
+        let own: Vec<&Counts> = own.map(|(text, _)| text).collect();
+        let vocabulary = Vocabulary::learn(own.iter().copied());
+        let vectors: Vec<SparseVector> = own.iter().map(|text| vocabulary.weigh(text)).collect();
+        let neighbours = Neighbours::of(vectors.iter(), vocabulary.columns());
+        Self { vocabulary, neighbours }
+    }
+
+    fn closest(&self, text: &Counts) -> f32 {
+        self.neighbours.closest(&self.vocabulary.weigh(text))
     }
 }
 
