@@ -2,10 +2,12 @@
 
 mod access_list;
 mod bot;
+mod budget;
 mod conversation;
 pub(crate) mod edges;
 pub(crate) mod error;
 mod event;
+mod limit;
 mod moderation;
 mod node;
 mod operator;
@@ -51,6 +53,7 @@ const MAX_COMPLEXITY: usize = 10_000;
 pub(crate) struct Query(
     access_list::AccessListQuery,
     bot::BotQuery,
+    budget::BudgetQuery,
     conversation::ConversationQuery,
     event::EventQuery,
     moderation::ModerationQuery,
@@ -73,6 +76,7 @@ pub(crate) struct Mutation(
     session::SessionMutation,
     access_list::AccessListMutation,
     bot::BotMutation,
+    budget::BudgetMutation,
     conversation::ConversationMutation,
     moderation::ModerationMutation,
     operator::OperatorMutation,

@@ -2,10 +2,11 @@
 //! caller and escaped here.
 
 pub(crate) mod standing;
+pub(crate) mod usage;
 
 use botledger_commands::Found;
 use botledger_domain::{
-    Language, quota::QuotaLeft, signal::Detector, standing::Explanation, turn::RefusalReason,
+    Language, account::Holder, signal::Detector, standing::Explanation, turn::RefusalReason,
 };
 use chrono::{DateTime, Utc};
 
@@ -134,36 +135,6 @@ pub(crate) fn unsupported(language: Language) -> String {
         "Пока я понимаю только текст. Напишите, пожалуйста, что вы хотите узнать.",
     )
     .to_owned()
-}
-
-pub(crate) fn quota(language: Language, left: &QuotaLeft, now: DateTime<Utc>) -> String {
-    let resets = moment(language, left.resets_at, now);
-    let (remaining, limit) = (tokens(language, left.remaining), tokens(language, left.limit));
-    match language {
-        Language::En => format!("{remaining} left of {limit}. Resets at {resets}."),
-        Language::Ru => format!("Осталось {remaining} из {limit}. Обновится в {resets}."),
-    }
-}
-
-pub(crate) fn usage(language: Language, left: &QuotaLeft, now: DateTime<Utc>) -> String {
-    let heading = pick(language, "**Your usage**", "**Ваш расход**");
-    let used = tokens(language, left.used);
-    let held = match (left.reserved, language) {
-        (0, _) => String::new(),
-        (held, Language::En) => format!("\n- held by answers being written: {}", tokens(language, held)),
-        (held, Language::Ru) => {
-            format!("\n- отложено на ответы, которые пишутся: {}", tokens(language, held))
-        }
-    };
-    let used = match language {
-        Language::En => format!("- used in this period: {used}"),
-        Language::Ru => format!("- израсходовано за период: {used}"),
-    };
-    format!("{heading}\n\n{used}{held}\n- {}", quota(language, left, now))
-}
-
-pub(crate) fn no_quota(language: Language) -> String {
-    pick(language, "No quota is set up yet.", "Квота ещё не назначена.").to_owned()
 }
 
 pub(crate) fn status(
@@ -477,16 +448,30 @@ pub(crate) fn refusal(language: Language, reason: &RefusalReason, now: DateTime<
             },
             at(*retry_at)
         ),
-        (RefusalReason::QuotaExceeded { remaining, resets_at, .. }, Language::En) => format!(
+        (RefusalReason::QuotaExceeded { unit, remaining, resets_at, .. }, Language::En) => format!(
             "Your quota is not enough for this answer: {} left. It resets at {}. /usage shows the details.",
-            tokens(language, *remaining),
-            moment(language, *resets_at, now)
+            usage::amount(language, *unit, *remaining),
+            at(*resets_at)
         ),
-        (RefusalReason::QuotaExceeded { remaining, resets_at, .. }, Language::Ru) => format!(
+        (RefusalReason::QuotaExceeded { unit, remaining, resets_at, .. }, Language::Ru) => format!(
             "Квоты не хватает на этот ответ: осталось {}. Она обновится в {}. Подробности — в /usage.",
-            tokens(language, *remaining),
-            moment(language, *resets_at, now)
+            usage::amount(language, *unit, *remaining),
+            at(*resets_at)
         ),
+        (RefusalReason::BudgetExhausted { holder, resets_at, .. }, Language::En) => {
+            let whose = if matches!(holder, Holder::Bot(_)) { "This bot has" } else { "Those who run this bot have" };
+            format!(
+                "{whose} used up what was set aside for answers; it is nothing that you did. Please write again after {}.",
+                at(*resets_at)
+            )
+        }
+        (RefusalReason::BudgetExhausted { holder, resets_at, .. }, Language::Ru) => {
+            let whose = if matches!(holder, Holder::Bot(_)) { "У бота" } else { "У тех, кто управляет ботом," };
+            format!(
+                "{whose} закончились средства, отложенные на ответы; от вас это не зависит. Напишите, пожалуйста, после {}.",
+                at(*resets_at)
+            )
+        }
         (RefusalReason::TooLong { .. }, Language::En) => {
             "This message is longer than the model can read. Please shorten it or send it in parts."
                 .to_owned()
@@ -653,13 +638,6 @@ mod tests {
 
     #[test]
     fn every_text_speaks_both_languages() {
-        let left = QuotaLeft {
-            limit: 10,
-            used: 1,
-            reserved: 2,
-            remaining: 7,
-            resets_at: at("2026-11-25T00:00:00Z"),
-        };
         let now = at("2026-11-24T10:00:00Z");
         let all = |language| {
             vec![
@@ -667,7 +645,6 @@ mod tests {
                 help(language),
                 unknown_command(language),
                 unsupported(language),
-                usage(language, &left, now),
                 status(language, &Standing::default().explain(now), "q", Some(1), "m", now),
                 privacy(language),
                 settings(language),

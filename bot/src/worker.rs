@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use botledger_commands::{BodyContent, Caller, CommandError, Decision, StepOutcome, TurnFailure};
+use botledger_commands::{
+    AdmittedTurn, BodyContent, Caller, CommandError, Decision, StepOutcome, TurnFailure,
+};
 use botledger_domain::{
     Language,
     standing::Appealable,
@@ -237,7 +239,7 @@ impl Worker<'_> {
         let typing = self.type_on(&destination);
         let generated = tokio::select! {
             never = typing => never,
-            generated = self.generate(&admitted.request, &mut screen) => generated,
+            generated = self.generate(&admitted, &mut screen) => generated,
         };
         drop(kept);
         let Some(generated) = generated else { return Ok(Next::Done) };
@@ -285,17 +287,20 @@ impl Worker<'_> {
     /// on its way is waited for all the same: what nobody waits for may arrive and be sent again.
     async fn generate(
         &self,
-        request: &botledger_llm::ChatRequest,
+        admitted: &AdmittedTurn,
         screen: &mut Screen<'_>,
     ) -> Option<Result<(String, Completion), LlmFailure>> {
         let begun = Instant::now();
         let deadline = begun + self.bot.deps.config.answer_deadline;
-        let asked = self.bot.deps.provider.chat(request.clone(), self.started.stop.clone(), deadline);
+        let asked =
+            self.bot.deps.provider.chat(admitted.request.clone(), self.started.stop.clone(), deadline);
         let mut stream = match asked.await {
             Ok(stream) => stream,
             Err(error) => return Some(Err(error.into())),
         };
         let mut text = String::new();
+        // Where the request had placeholders, the person reads what they stand for.
+        let mut restorer = admitted.replaced.restorer();
         loop {
             let lost = self.lost.load(Ordering::Relaxed);
             if lost {
@@ -309,13 +314,16 @@ impl Worker<'_> {
             match piece {
                 None => return Some(Err(LlmError::Interrupted.into())),
                 Some(Err(failure)) => return Some(Err(failure)),
-                Some(Ok(ChatEvent::Done(completion))) => return Some(Ok((text, completion))),
+                Some(Ok(ChatEvent::Done(completion))) => {
+                    text.push_str(&restorer.finish());
+                    return Some(Ok((text, completion)));
+                }
                 Some(Ok(ChatEvent::Text(more))) => {
                     if text.is_empty() {
                         stage("first_text", begun.elapsed().as_secs_f64());
                         crash::point("first_text");
                     }
-                    text.push_str(&more);
+                    text.push_str(&restorer.push(&more));
                     screen.show(&text).await;
                 }
             }
@@ -393,16 +401,12 @@ impl Worker<'_> {
             Command::Settings => texts::settings(language),
             Command::Stop => texts::stopped(language, self.started.stopped_something),
             Command::Usage => {
-                match app.quotas.left(message.workspace, message.subject).await.map_err(other)? {
-                    Some(left) => texts::usage(language, &left, now),
-                    None => texts::no_quota(language),
-                }
+                let limits = app.quotas.left(message.workspace, message.subject).await.map_err(other)?;
+                texts::usage::usage(language, &limits, now)
             }
             Command::Status => {
-                let quota = match app.quotas.left(message.workspace, message.subject).await.map_err(other)? {
-                    Some(left) => texts::quota(language, &left, now),
-                    None => texts::no_quota(language),
-                };
+                let limits = app.quotas.left(message.workspace, message.subject).await.map_err(other)?;
+                let quota = texts::usage::tightest(language, &limits, now);
                 let sessions = app.sessions.of(message.conversation).await.map_err(other)?;
                 let bot = app.bots.get(&self.caller, self.bot.id).await.map_err(other)?;
                 let model = bot.settings.model.unwrap_or_else(|| self.bot.deps.config.default_model.clone());
@@ -586,9 +590,12 @@ impl Worker<'_> {
             // Nothing but markup: shown as it was written.
             shown = Formatted::plain(if text.trim().is_empty() { "…" } else { &text });
         }
-        if let (TurnPhase::Answered, Some(admission)) = (turn.phase, &turn.admission)
-            && let Some(told) = texts::standing::notices(message.language, &admission.notices, now)
-        {
+        let notices = match (turn.phase, &turn.admission) {
+            (TurnPhase::Answered, Some(admission)) => &admission.notices[..],
+            (TurnPhase::RefusalPending, _) => &turn.refusal_notices[..],
+            _ => &[],
+        };
+        if let Some(told) = texts::standing::notices(message.language, notices, now) {
             shown = shown.then(format(&told));
         }
         let pieces = split(&shown);

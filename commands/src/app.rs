@@ -6,9 +6,9 @@ use redis::aio::ConnectionManager;
 use sqlx::PgPool;
 
 use crate::{
-    AccessLists, Audit, Bots, Gate, GateDefaults, Histories, KeyRing, Operators, Policies, Quotas,
-    RateDefaults, RateLimiter, RateLimits, Sessions, SharedIds, Standings, Subjects, TelegramProbe, Turns,
-    Vault, Workspaces, rate_limit::Overrides,
+    AccessLists, Audit, Bots, Budgets, Gate, GateDefaults, Histories, KeyRing, ModerationServices, Operators,
+    Policies, Quotas, RateDefaults, RateLimiter, RateLimits, Sessions, SharedIds, Standings, Subjects,
+    TelegramProbe, Turns, Vault, Workspaces, holds::Holds, rate_limit::Overrides, scorer::Scorer,
 };
 
 /// What every use case stands on.
@@ -28,6 +28,8 @@ pub struct AppConfig {
     pub journal: JournalConfig,
     pub keys: KeyRing,
     pub gate: GateDefaults,
+    /// What policies may name beside the detectors of this process.
+    pub moderation: ModerationServices,
     pub rates: RateDefaults,
     /// How long Redis may take before it counts as away.
     pub redis_patience: Duration,
@@ -43,6 +45,7 @@ pub struct App {
     pub histories: Histories,
     pub gate: Gate,
     pub quotas: Quotas,
+    pub budgets: Budgets,
     pub rate_limits: RateLimits,
     pub access_lists: AccessLists,
     pub standings: Standings,
@@ -78,20 +81,31 @@ impl App {
         let workspaces = Workspaces::new(Arc::clone(&core));
         let overrides = Overrides::new(pool);
         let messages = config.gate.rate_limits;
+        let holds = Holds::new(Arc::clone(&core));
         let limiter = RateLimiter::new(redis, clock, config.redis_patience)
             .with_defaults(config.rates)
             .with_overrides(overrides.clone());
         let access_lists = AccessLists::new(Arc::clone(&core));
+        let policies = Policies::new(Arc::clone(&core));
         Self {
             bots: Bots::new(Arc::clone(&core), probe),
-            turns: Turns::new(Arc::clone(&core), subjects.clone()),
+            turns: Turns::new(Arc::clone(&core), subjects.clone(), holds.clone()),
             histories: Histories::new(Arc::clone(&core)),
-            gate: Gate::new(Arc::clone(&core), access_lists.clone(), limiter.clone(), config.gate),
+            gate: Gate::new(
+                Arc::clone(&core),
+                access_lists.clone(),
+                limiter.clone(),
+                holds.clone(),
+                policies.clone(),
+                Scorer::new(config.moderation),
+                config.gate,
+            ),
+            budgets: Budgets::new(Arc::clone(&core), holds),
             quotas: Quotas::new(Arc::clone(&core)),
             rate_limits: RateLimits::new(Arc::clone(&core), limiter, overrides, config.rates, messages),
             access_lists,
             standings: Standings::new(Arc::clone(&core)),
-            policies: Policies::new(Arc::clone(&core)),
+            policies,
             operators: Operators::new(Arc::clone(&core), workspaces.clone(), audit.clone()),
             workspaces,
             sessions: Sessions::new(Arc::clone(&core)),
@@ -104,7 +118,7 @@ impl App {
 
 /// Tells the metrics recorder what the use cases' metrics mean.
 pub fn describe_metrics() {
-    use metrics::{Unit, describe_counter, describe_histogram};
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_counter!("botledger_gate_decisions_total", Unit::Count, "Decisions of the gate by outcome");
     describe_counter!(
         "botledger_rate_limited_total",
@@ -127,11 +141,31 @@ pub fn describe_metrics() {
         "Rate decisions taken without Redis, in this process, by why"
     );
     describe_counter!(
+        "botledger_holds_total",
+        Unit::Count,
+        "Reservations: one for the person's quota and one for each budget over an admitted turn"
+    );
+    describe_counter!(
+        "botledger_limit_refusals_total",
+        Unit::Count,
+        "Turns refused by a quota or budget, by holder and unit"
+    );
+    describe_counter!(
+        "botledger_limit_warnings_total",
+        Unit::Count,
+        "Quotas and budgets used as far as somebody wanted to be warned, by holder and unit"
+    );
+    describe_gauge!(
+        "botledger_budget_remaining",
+        "What is left of a budget, as it was last looked at whole, by holder, unit and period"
+    );
+    describe_counter!(
         "botledger_quota_overruns_total",
         Unit::Count,
         "Calls for which the provider counted more tokens than were held: the excess is charged to nobody"
     );
     crate::standing::describe_metrics();
+    crate::scorer::describe_metrics();
     botledger_journal::describe_metrics();
     botledger_llm::describe_metrics();
 }

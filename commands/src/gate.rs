@@ -1,29 +1,39 @@
-//! The gate: access lists, standing, rate limits, quota. One append set a decision, with its reason.
+//! The gate: access lists, standing, rate limits, scoring, quota and budgets. One append set a decision, with
+//! its reason.
 
 mod ask;
+mod score;
 
 use std::{sync::Arc, time::Duration};
 
 use botledger_domain::{
     ConversationId, ModelName, ReservationId, SubjectId, TurnId,
+    account::Amounts,
     bot::{Bot, BotRateLimits, BotSettings},
     chat_session::{ChatSession, ChatSessionCommand},
-    quota::{Quota, QuotaCommand, QuotaEvent},
-    quota_stream,
+    policy::PolicyTerms,
+    price::PriceList,
+    rate_limit::{RateLimit, RateRule, RateSubject, RateSubjectKind},
     standing::{BlockCause, Standing, Verdict},
     standing_stream,
-    turn::{Admission, Message, RefusalReason, Turn, TurnCommand, TurnError, TurnPhase},
-    workspace::Workspace,
+    turn::{Admission, Message, Notice, RefusalReason, Turn, TurnCommand, TurnError, TurnPhase},
 };
 use botledger_journal::{AppendError, AppendSet, Loaded};
 use botledger_llm::ChatRequest;
+use botledger_scoring::pii::Replaced;
 use chrono::{DateTime, Utc};
 use moka::sync::Cache;
 
-use self::ask::{Asked, FIT_OVERHEAD};
+use self::{
+    ask::Asked,
+    score::{Judged, Looked},
+};
 use crate::{
-    Access, AccessLists, BodyContent, Caller, CommandError, Core, KeptCall, RateCall, RateLimiter,
-    RateRefusal, VaultError, execute::ATTEMPTS,
+    Access, AccessLists, BodyContent, Caller, CommandError, Core, EffectivePolicy, KeptCall, Policies,
+    RateCall, RateLimiter, RateRefusal, VaultError,
+    execute::ATTEMPTS,
+    holds::{self, Held, Holds},
+    scorer::{Scorer, Sender},
 };
 
 /// What a bot without settings of its own gets.
@@ -33,6 +43,8 @@ pub struct GateDefaults {
     pub provider: String,
     /// Model that answers.
     pub model: ModelName,
+    /// What models cost.
+    pub prices: PriceList,
     /// Rate limits.
     pub rate_limits: BotRateLimits,
     /// Exchanges looked at for context, at most.
@@ -65,6 +77,8 @@ pub struct AdmittedTurn {
     pub started_message: Option<i64>,
     /// Whether the bot shows answers while they are written.
     pub streaming: bool,
+    /// Personal data and secrets that the request has placeholders for: they go back into the answer.
+    pub replaced: Replaced,
     /// The rate limits that it counts against.
     pub(crate) rate_limits: BotRateLimits,
 }
@@ -94,25 +108,54 @@ pub struct Gate {
     core: Arc<Core>,
     access: AccessLists,
     limiter: RateLimiter,
+    holds: Holds,
+    policies: Policies,
+    scorer: Scorer,
     defaults: Arc<GateDefaults>,
-    notices: Cache<Notice, ()>,
-    block_notices: Cache<Notice, ()>,
+    notices: Cache<Told, ()>,
+    block_notices: Cache<Told, ()>,
 }
 
 /// Who was told where, and what.
-type Notice = (ConversationId, SubjectId, &'static str);
+type Told = (ConversationId, SubjectId, &'static str);
+
+/// What stands in a message's way before anybody reads it.
+struct Screened {
+    refusal: Option<RefusalReason>,
+    /// Absent when a list decided.
+    standing: Option<Loaded<Standing>>,
+    /// Whether what they write counts for or against them.
+    counts: bool,
+    /// Whether it was too fast for a limit that is the person's own.
+    hasty: bool,
+}
+
+impl Screened {
+    fn refused(reason: RefusalReason, standing: Option<Loaded<Standing>>) -> Self {
+        Self { refusal: Some(reason), standing, counts: false, hasty: false }
+    }
+}
 
 impl Gate {
     pub(crate) fn new(
         core: Arc<Core>,
         access: AccessLists,
         limiter: RateLimiter,
+        holds: Holds,
+        policies: Policies,
+        scorer: Scorer,
         defaults: GateDefaults,
     ) -> Self {
         let notices = Cache::builder().max_capacity(100_000).time_to_live(defaults.notice_pause).build();
         let block_notices =
             Cache::builder().max_capacity(100_000).time_to_live(defaults.block_notice_pause).build();
-        Self { core, access, limiter, defaults: Arc::new(defaults), notices, block_notices }
+        let defaults = Arc::new(defaults);
+        Self { core, access, limiter, holds, policies, scorer, defaults, notices, block_notices }
+    }
+
+    /// Makes the detectors ready in the background: the first message need not wait for them.
+    pub fn warm_up(&self) {
+        Scorer::warm_up();
     }
 
     /// Decides a received turn and records the decision. A turn that was admitted before and has no
@@ -131,9 +174,12 @@ impl Gate {
             (phase, ..) => return Ok(Decision::AlreadyDecided(phase)),
         };
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
-        // Taken once, before the first attempt: a conflict is no second message.
-        let refusal = self.screen(turn, &message, &bot.settings, false).await?;
+        let policy = self.policies.effective(message.workspace, message.bot).await?;
+        // Taken and looked at once, before the first attempt: a conflict is no second message.
+        let mut screened = self.screen(turn, &message, &bot.settings, &policy, false).await?;
         let body = self.body_of(&message).await?;
+        let text = body.text().unwrap_or_default();
+        let looked = self.look(turn, &message, policy.clone(), &screened, Some(text)).await;
         let mut loaded = first;
         let mut attempt = 1;
         loop {
@@ -143,13 +189,21 @@ impl Gate {
             let now = self.core.clock.now();
             let mut set = AppendSet::new(caller.at(turn).metadata(self.core.instance));
             set.fence(message.bot, fence.epoch);
-            let decision = match &refusal {
-                Some(reason) => self.refuse(&mut set, &mut loaded, reason.clone(), now)?,
-                None => self.reserve(&mut set, &mut loaded, &message, &bot.settings, &body, now).await?,
+            let judged =
+                self.judge(&mut set, &mut loaded, screened.standing.take(), looked.as_ref(), now).await?;
+            let refusal = judged.blocked.clone().or(screened.refusal.clone()).or(judged.refusal.clone());
+            let notices = judged.notices.clone();
+            let decision = match refusal {
+                Some(reason) => self.refuse(&mut set, &mut loaded, reason, notices, now)?,
+                None => {
+                    let terms = &policy.terms;
+                    self.reserve(&mut set, &mut loaded, &bot.settings, &body, terms, notices, now).await?
+                }
             };
             match self.core.journal.append(set).await {
                 Ok(_) => {
                     self.remember(&message, &decision);
+                    score::count(&judged);
                     if matches!(decision, Decision::Refused { .. }) {
                         self.limiter.settle(&self.rate_call(turn, &message, &bot.settings, 0), 0).await;
                     }
@@ -169,21 +223,83 @@ impl Gate {
         turn: TurnId,
         message: &Message,
         settings: &BotSettings,
+        policy: &EffectivePolicy,
         even_if_blocked: bool,
-    ) -> Result<Option<RefusalReason>, GateError> {
+    ) -> Result<Screened, GateError> {
         let (bot, subject) = (message.bot, message.subject);
         let listed = self.access.verdict(message.workspace, bot, subject, message.conversation).await;
         let listed = listed.map_err(CommandError::within)?;
         if let Access::Denied { until, .. } = listed {
-            return Ok(Some(RefusalReason::Denied { until }));
+            return Ok(Screened::refused(RefusalReason::Denied { until }, None));
         }
         let stream = standing_stream(bot, subject).to_string();
-        let standing = self.core.journal.load::<Standing>(&stream).await?.state;
-        if !even_if_blocked && let Some(reason) = blocked(&standing, &listed, self.core.clock.now()) {
-            return Ok(Some(reason));
+        let standing = self.core.journal.load::<Standing>(&stream).await?;
+        let now = self.core.clock.now();
+        if !even_if_blocked && let Some(reason) = blocked(&standing.state, &listed, now) {
+            return Ok(Screened::refused(reason, Some(standing)));
         }
-        let call = self.rate_call(turn, message, settings, 0);
-        Ok(self.limiter.take(&call).await.err().map(rate_limited))
+        let allowed = matches!(listed, Access::Allowed(_));
+        let mut call = self.rate_call(turn, message, settings, 0);
+        let slow = RateSubject::throttled(bot, subject);
+        if !allowed && !even_if_blocked && standing.state.verdict_at(now) == Verdict::Throttled {
+            let requests = RateLimit { burst: 1, per_minute: policy.terms.throttled_per_minute };
+            call.limits.push((slow.clone(), RateRule { requests: Some(requests), ..RateRule::default() }));
+        }
+        let full = self.limiter.take(&call).await.err();
+        let hasty = full.as_ref().is_some_and(|full| {
+            full.subject.as_ref().is_some_and(|subject| subject.kind() == RateSubjectKind::User)
+        });
+        let refusal = full.map(|full| {
+            let retry_at = full.retry_at;
+            let throttled = full.subject.as_ref() == Some(&slow);
+            if throttled { RefusalReason::Throttled { retry_at } } else { rate_limited(full) }
+        });
+        Ok(Screened { refusal, standing: Some(standing), counts: !allowed, hasty })
+    }
+
+    /// What the detectors see in a message that counts; without a text only how it came is looked at.
+    async fn look(
+        &self,
+        turn: TurnId,
+        message: &Message,
+        policy: EffectivePolicy,
+        screened: &Screened,
+        text: Option<&str>,
+    ) -> Option<Looked> {
+        if !screened.counts {
+            return None;
+        }
+        let sender = Sender { bot: message.bot, subject: message.subject, turn };
+        let now = self.core.clock.now();
+        let findings = match (&screened.refusal, text) {
+            (None, Some(text)) => Some(self.scorer.look(&policy, sender, text, now).await),
+            (Some(_), _) if screened.hasty => self.scorer.look_at_refused(sender, now),
+            _ => None,
+        };
+        findings.map(|findings| Looked { policy, findings })
+    }
+
+    /// Records what was seen and moves the person's standing by it. The standing is loaded again where it
+    /// moved meanwhile.
+    async fn judge(
+        &self,
+        set: &mut AppendSet,
+        turn: &mut Loaded<Turn>,
+        standing: Option<Loaded<Standing>>,
+        looked: Option<&Looked>,
+        now: DateTime<Utc>,
+    ) -> Result<Judged, GateError> {
+        let (Some(looked), Some(message)) = (looked, turn.state.message.clone()) else {
+            return Ok(Judged::default());
+        };
+        let mut standing = match standing {
+            Some(standing) => standing,
+            None => {
+                let stream = standing_stream(message.bot, message.subject).to_string();
+                self.core.journal.load::<Standing>(&stream).await?
+            }
+        };
+        score::judge(set, turn, &mut standing, &message, looked, now)
     }
 
     fn rate_call(&self, turn: TurnId, message: &Message, settings: &BotSettings, tokens: u64) -> RateCall {
@@ -229,15 +345,21 @@ impl Gate {
             return Ok(Some(Decision::AlreadyDecided(loaded.state.phase)));
         };
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
-        let refusal = self.screen(turn, &message, &bot.settings, even_if_blocked).await?;
+        let policy = self.policies.effective(message.workspace, message.bot).await?;
+        let screened = self.screen(turn, &message, &bot.settings, &policy, even_if_blocked).await?;
         // Without a model there is nothing that would run beside others.
         self.limiter.settle(&self.rate_call(turn, &message, &bot.settings, 0), 0).await;
-        let Some(reason) = refusal else { return Ok(None) };
+        let looked = self.look(turn, &message, policy, &screened, None).await;
+        let Some(reason) = screened.refusal else { return Ok(None) };
+        let now = self.core.clock.now();
         let mut set = AppendSet::new(caller.at(turn).metadata(self.core.instance));
         set.fence(message.bot, fence.epoch);
-        let decision = self.refuse(&mut set, &mut loaded, reason, self.core.clock.now())?;
+        let judged = self.judge(&mut set, &mut loaded, screened.standing, looked.as_ref(), now).await?;
+        let reason = judged.blocked.clone().unwrap_or(reason);
+        let decision = self.refuse(&mut set, &mut loaded, reason, judged.notices.clone(), now)?;
         self.core.journal.append(set).await?;
         self.remember(&message, &decision);
+        score::count(&judged);
         Ok(Some(decision))
     }
 
@@ -251,29 +373,24 @@ impl Gate {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "an admission rests on that many things")]
     async fn reserve(
         &self,
         set: &mut AppendSet,
         turn: &mut Loaded<Turn>,
-        message: &Message,
         settings: &BotSettings,
         body: &BodyContent,
+        terms: &PolicyTerms,
+        mut notices: Vec<Notice>,
         now: DateTime<Utc>,
     ) -> Result<Decision, GateError> {
-        let mut quota = self
-            .core
-            .journal
-            .load::<Quota>(&quota_stream(message.workspace, message.subject).to_string())
-            .await?;
-        if quota.state.plan.is_none() {
-            let tenant = self.core.journal.load::<Workspace>(&message.workspace.to_string()).await?;
-            let (plan, terms) =
-                tenant.state.default_terms().ok_or(CommandError::NotFound { what: "plan" })?;
-            let (workspace, subject, plan, terms) =
-                (message.workspace, message.subject, plan.clone(), *terms);
-            let command = QuotaCommand::AssignPlan { workspace, subject, plan, terms, by: None };
-            set.decide(&mut quota, command, now).map_err(CommandError::broken)?;
-        }
+        let Some(message) = turn.state.message.clone() else { return Err(CommandError::Conflict) };
+        let message = &message;
+        let model = self.model(settings);
+        let price = self.defaults.prices.of(&self.defaults.provider, &model);
+        // Nothing asks for more than the model's window.
+        let most = holds::worst_case(u64::from(settings.context_tokens), &price);
+        let mut opened = self.holds.open(set, message, most, now).await?;
         let mut sessions = self.core.journal.load::<ChatSession>(&message.conversation.to_string()).await?;
         let (conversation, bot, subject) = (message.conversation, message.bot, message.subject);
         set.decide(&mut sessions, ChatSessionCommand::Ensure { conversation, bot, subject }, now)
@@ -281,49 +398,49 @@ impl Gate {
         let (session, state) = sessions.state.current().ok_or(CommandError::NotFound { what: "session" })?;
         let context_epoch = state.context_epoch;
 
-        let remaining = quota.state.left_at(now).map_or(0, |left| left.remaining);
-        let window = u64::from(settings.context_tokens).min(remaining);
+        let window = u64::from(settings.context_tokens).min(opened.tokens(&price, now));
         let reservation = ReservationId(turn_uuid(turn)?);
         let prompt = body.text().unwrap_or_default();
-        let asked = self.ask(message, settings, session, context_epoch, prompt, window).await?;
-        let (request, tokens) = match asked {
-            Asked::Fits { request, tokens } => (request, tokens),
+        let place = (session, context_epoch);
+        let asked = self.ask(message, settings, terms, place, prompt, window).await?;
+        let (request, asked) = match asked {
+            Asked::Fits { request, replaced, tokens } => {
+                let answer = u64::from(request.num_predict);
+                let money = price.cost(tokens.saturating_sub(answer), answer);
+                (Some((request, replaced)), Amounts { tokens, messages: 1, money })
+            }
             Asked::TooLong { tokens } if tokens > u64::from(settings.context_tokens) => {
                 let reason = RefusalReason::TooLong { tokens, limit: u64::from(settings.context_tokens) };
-                return self.refuse(set, turn, reason, now);
+                return self.refuse(set, turn, reason, notices, now);
             }
-            Asked::TooLong { tokens } => {
-                let events = set
-                    .decide(&mut quota, QuotaCommand::Reserve { reservation, tokens }, now)
-                    .map_err(CommandError::broken)?;
-                return match events.last() {
-                    Some(QuotaEvent::QuotaExceeded { requested, remaining, resets_at, .. }) => {
-                        let reason = RefusalReason::QuotaExceeded {
-                            requested: *requested,
-                            remaining: *remaining,
-                            resets_at: *resets_at,
-                        };
-                        self.refuse(set, turn, reason, now)
-                    }
-                    _ => Err(CommandError::Conflict),
-                };
-            }
+            Asked::TooLong { tokens } => (None, holds::worst_case(tokens, &price)),
         };
-        // The message counts already; now it is known how many tokens it may take at most.
-        let call = self.rate_call(TurnId(reservation.uuid()), message, settings, tokens);
-        if let Err(full) = self.limiter.take_tokens(&call).await {
-            return self.refuse(set, turn, rate_limited(full), now);
+        if request.is_some() {
+            // The message counts already; now it is known how many tokens it may take at most.
+            let call = self.rate_call(TurnId(reservation.uuid()), message, settings, asked.tokens);
+            if let Err(full) = self.limiter.take_tokens(&call).await {
+                return self.refuse(set, turn, rate_limited(full), notices, now);
+            }
         }
-        set.decide(&mut quota, QuotaCommand::Reserve { reservation, tokens }, now)
-            .map_err(CommandError::broken)?;
+        let held = self.holds.reserve(set, &mut opened, reservation, asked, now).await?;
+        let (request, replaced, reserved) = match (held, request) {
+            (Held::Refused(reason), _) => return self.refuse(set, turn, reason, notices, now),
+            (Held::Reserved(reserved), Some((request, replaced))) => (request, replaced, reserved),
+            // What was left grew while the question was put together.
+            (Held::Reserved(_), None) => return Err(CommandError::Conflict),
+        };
+        notices.extend(reserved.notices);
         let admission = Admission {
             reservation,
-            reserved_tokens: tokens,
+            reserved_tokens: reserved.amounts.tokens,
+            price,
+            reserved_money: reserved.amounts.money,
+            budgets: reserved.budgets,
             session,
             context_epoch,
             provider: self.defaults.provider.clone(),
-            model: self.model(settings),
-            notices: vec![],
+            model,
+            notices,
         };
         set.decide(turn, TurnCommand::Admit(admission.clone()), now).map_err(CommandError::Refused)?;
         Ok(Decision::Admitted(Box::new(AdmittedTurn {
@@ -333,6 +450,7 @@ impl Gate {
             body: body.clone(),
             started_message: turn.state.started_message,
             streaming: settings.streaming,
+            replaced,
             rate_limits: settings.rate_limits.unwrap_or(self.defaults.rate_limits),
         })))
     }
@@ -347,11 +465,12 @@ impl Gate {
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
         let body = self.body_of(&message).await?;
         let prompt = body.text().unwrap_or_default();
-        let (session, epoch) = (admission.session, admission.context_epoch);
-        // The hold was made for what fitted, without the overhead that fitting adds on top.
-        let window = admission.reserved_tokens + FIT_OVERHEAD;
-        match self.ask(&message, &bot.settings, session, epoch, prompt, window).await? {
-            Asked::Fits { mut request, .. } => {
+        let place = (admission.session, admission.context_epoch);
+        // What leaves now is masked as is wanted now.
+        let policy = self.policies.effective(message.workspace, message.bot).await?;
+        let window = admission.reserved_tokens;
+        match self.ask(&message, &bot.settings, &policy.terms, place, prompt, window).await? {
+            Asked::Fits { mut request, replaced, .. } => {
                 request.model = admission.model.as_str().to_owned();
                 Ok(Decision::Admitted(Box::new(AdmittedTurn {
                     message,
@@ -360,6 +479,7 @@ impl Gate {
                     body,
                     started_message,
                     streaming: bot.settings.streaming,
+                    replaced,
                     rate_limits: bot.settings.rate_limits.unwrap_or(self.defaults.rate_limits),
                 })))
             }
@@ -373,22 +493,23 @@ impl Gate {
         set: &mut AppendSet,
         turn: &mut Loaded<Turn>,
         reason: RefusalReason,
+        notices: Vec<Notice>,
         now: DateTime<Utc>,
     ) -> Result<Decision, GateError> {
         let message = turn.state.message.as_ref();
         let told = message.is_some_and(|message| {
             let memory = self.notice_memory(&reason);
-            memory.is_some_and(|told| told.contains_key(&notice(message, &reason)))
+            memory.is_some_and(|known| known.contains_key(&told(message, &reason)))
         });
-        let notify = !told;
-        set.decide(turn, TurnCommand::Refuse { reason: reason.clone(), notify }, now)
+        let notify = !told || !notices.is_empty();
+        set.decide(turn, TurnCommand::Refuse { reason: reason.clone(), notify, notices }, now)
             .map_err(CommandError::Refused)?;
         Ok(Decision::Refused { reason, notify })
     }
 
     /// What is not told twice in a row. A message that is too long is always told of: the next one may
     /// be shorter, and the person has to know which of them will not be answered.
-    fn notice_memory(&self, reason: &RefusalReason) -> Option<&Cache<Notice, ()>> {
+    fn notice_memory(&self, reason: &RefusalReason) -> Option<&Cache<Told, ()>> {
         match reason {
             RefusalReason::Blocked { .. }
             | RefusalReason::BlockedUntilAppeal { .. }
@@ -398,6 +519,7 @@ impl Gate {
             | RefusalReason::Throttled { .. }
             | RefusalReason::Unscored
             | RefusalReason::QuotaExceeded { .. }
+            | RefusalReason::BudgetExhausted { .. }
             | RefusalReason::Overloaded { .. } => Some(&self.notices),
             RefusalReason::TooLong { .. } | RefusalReason::Content { .. } | RefusalReason::OffTopic => None,
         }
@@ -410,12 +532,12 @@ impl Gate {
         if let Decision::Refused { reason, notify: true } = decision
             && let Some(memory) = self.notice_memory(reason)
         {
-            memory.insert(notice(message, reason), ());
+            memory.insert(told(message, reason), ());
         }
     }
 }
 
-fn notice(message: &Message, reason: &RefusalReason) -> Notice {
+fn told(message: &Message, reason: &RefusalReason) -> Told {
     (message.conversation, message.subject, reason.into())
 }
 
@@ -425,8 +547,14 @@ fn turn_uuid(turn: &Loaded<Turn>) -> Result<uuid::Uuid, GateError> {
 
 fn count(decision: &Decision) {
     let outcome: &'static str = match decision {
-        Decision::Admitted(_) => "admitted",
-        Decision::Refused { reason, .. } => reason.into(),
+        Decision::Admitted(admitted) => {
+            holds::count(&admitted.admission);
+            "admitted"
+        }
+        Decision::Refused { reason, .. } => {
+            holds::count_refusal(reason);
+            reason.into()
+        }
         Decision::AlreadyDecided(_) => return,
     };
     metrics::counter!("botledger_gate_decisions_total", "outcome" => outcome).increment(1);

@@ -12,6 +12,7 @@ use botledger_domain::{
     workspace::Workspace,
 };
 use botledger_journal::JournalError;
+use botledger_scoring::lexicon::BlockedWords;
 use chrono::{DateTime, Utc};
 use moka::sync::Cache;
 use uuid::Uuid;
@@ -28,6 +29,8 @@ pub const POLICY_DELAY: Duration = Duration::from_secs(1);
 /// The policy that judges a bot's messages now: its own, else its workspace's, else the built-in one.
 #[derive(Clone, Debug)]
 pub struct EffectivePolicy {
+    /// Stream and version; absent for the built-in one.
+    pub(crate) key: Option<(Uuid, u32)>,
     owner: PolicyOwner,
     version: u32,
     trial: Trial,
@@ -38,11 +41,12 @@ pub struct EffectivePolicy {
 impl EffectivePolicy {
     fn built_in() -> Self {
         let trial = Trial::DryRun { until: None };
-        Self { owner: PolicyOwner::BuiltIn, version: 0, trial, terms: Arc::default() }
+        Self { key: None, owner: PolicyOwner::BuiltIn, version: 0, trial, terms: Arc::default() }
     }
 
-    fn published(owner: PolicyOwner, policy: PublishedPolicy) -> Self {
-        Self { owner, version: policy.version, trial: policy.trial, terms: Arc::new(policy.terms) }
+    fn published(owner: PolicyOwner, stream: Uuid, policy: PublishedPolicy) -> Self {
+        let key = Some((stream, policy.version));
+        Self { key, owner, version: policy.version, trial: policy.trial, terms: Arc::new(policy.terms) }
     }
 
     /// Whether it acts or watches, and until when.
@@ -97,6 +101,7 @@ impl Policies {
     ) -> Outcome {
         let by = caller.operator_id();
         let (workspace, bot) = self.place(caller, scope).await?;
+        check_words(&terms).map_err(CommandError::Refused)?;
         let command = PolicyCommand::Publish { workspace, bot, terms: Box::new(terms), mode, note, by };
         self.run(caller, policy_stream(workspace, bot), command).await
     }
@@ -158,9 +163,10 @@ impl Policies {
         bot: BotId,
     ) -> Result<EffectivePolicy, JournalError> {
         for (owner, bot) in [(PolicyOwner::Bot, Some(bot)), (PolicyOwner::Workspace, None)] {
-            let stream = policy_stream(workspace, bot).to_string();
-            if let Some(policy) = self.core.journal.load::<Policy>(&stream).await?.state.current {
-                return Ok(EffectivePolicy::published(owner, policy));
+            let stream = policy_stream(workspace, bot);
+            let policy = self.core.journal.load::<Policy>(&stream.to_string()).await?.state.current;
+            if let Some(policy) = policy {
+                return Ok(EffectivePolicy::published(owner, stream, policy));
             }
         }
         Ok(EffectivePolicy::built_in())
@@ -195,5 +201,16 @@ impl Policies {
         let done = execute(&self.core, caller, &stream.to_string(), command, |_| Ok(())).await?;
         self.effective.invalidate_all();
         Ok(done)
+    }
+}
+
+/// What only the finder of words knows about them.
+fn check_words(terms: &PolicyTerms) -> Result<(), PolicyError> {
+    let phrases: Vec<&str> = terms.blocked_words.iter().map(|word| word.phrase.as_str()).collect();
+    match BlockedWords::compile(&phrases) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(PolicyError::Invalid { problem: format!("its blocked words cannot be used: {error}") })
+        }
     }
 }

@@ -2,8 +2,9 @@ use std::sync::Arc;
 
 use botledger_domain::{
     OperatorId, PlanName, Reason, SubjectId, WorkspaceId,
+    account::{Account, LimitLeft, Unit},
     operator::Permission,
-    quota::{Quota, QuotaCommand, QuotaError, QuotaLeft},
+    quota::{Quota, QuotaCommand, QuotaError},
     quota_stream,
     subject::Subject,
     workspace::Workspace,
@@ -39,7 +40,7 @@ impl Quotas {
     ) -> Result<Executed<Quota>, CommandError<QuotaError>> {
         self.check(caller, workspace, subject).await?;
         let tenant = self.core.journal.load::<Workspace>(&workspace.to_string()).await?;
-        let terms = *tenant.state.plans.get(plan).ok_or(CommandError::NotFound { what: "plan" })?;
+        let terms = tenant.state.plans.get(plan).cloned().ok_or(CommandError::NotFound { what: "plan" })?;
         let command = QuotaCommand::AssignPlan {
             workspace,
             subject,
@@ -50,27 +51,31 @@ impl Quotas {
         execute(&self.core, caller, &quota_stream(workspace, subject).to_string(), command, |_| Ok(())).await
     }
 
-    /// Extra tokens until a moment.
+    /// More of a unit until a moment.
     ///
     /// # Errors
-    /// Without the permission; when the person does not exist there; when nothing is granted.
+    /// Without the permission; when the person does not exist there; when nothing is granted, or their
+    /// plan does not count the unit.
+    #[expect(clippy::too_many_arguments, reason = "what is granted has that many parts")]
     pub async fn grant_override(
         &self,
         caller: &Caller,
         workspace: WorkspaceId,
         subject: SubjectId,
-        tokens: u64,
+        unit: Unit,
+        amount: u64,
         expires_at: DateTime<Utc>,
         reason: Reason,
     ) -> Result<Executed<Quota>, CommandError<QuotaError>> {
         self.check(caller, workspace, subject).await?;
         self.ensure_plan(caller, workspace, subject).await?;
         let by = caller.operator_id().unwrap_or(OperatorId(uuid::Uuid::nil()));
-        let command = QuotaCommand::GrantOverride { tokens, expires_at, reason, by };
+        let command = QuotaCommand::GrantOverride { unit, amount, expires_at, reason, by };
         execute(&self.core, caller, &quota_stream(workspace, subject).to_string(), command, |_| Ok(())).await
     }
 
-    /// What a person has left; what the default plan would give when nothing is recorded yet.
+    /// What a person has left under each limit of their plan; what the default plan would give when
+    /// nothing is recorded yet. Empty when there is no plan at all.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -78,20 +83,16 @@ impl Quotas {
         &self,
         workspace: WorkspaceId,
         subject: SubjectId,
-    ) -> Result<Option<QuotaLeft>, CommandError<QuotaError>> {
+    ) -> Result<Vec<LimitLeft>, CommandError<QuotaError>> {
         let now = self.core.clock.now();
         let quota = self.core.journal.load::<Quota>(&quota_stream(workspace, subject).to_string()).await?;
-        if let Some(left) = quota.state.left_at(now) {
-            return Ok(Some(left));
+        if quota.state.plan.is_some() {
+            return Ok(quota.state.left_at(now));
         }
         let tenant = self.core.journal.load::<Workspace>(&workspace.to_string()).await?;
-        Ok(tenant.state.default_terms().map(|(_, terms)| QuotaLeft {
-            limit: terms.tokens,
-            used: 0,
-            reserved: 0,
-            remaining: terms.tokens,
-            resets_at: terms.period.window(now).1,
-        }))
+        let Some((_, terms)) = tenant.state.default_terms() else { return Ok(vec![]) };
+        let meters = Account::<()>::default().reset(terms, now);
+        Ok(Account::<()> { terms: terms.clone(), meters, ..Account::default() }.left_at(now))
     }
 
     async fn ensure_plan(
@@ -106,8 +107,13 @@ impl Quotas {
         }
         let tenant = self.core.journal.load::<Workspace>(&workspace.to_string()).await?;
         let (plan, terms) = tenant.state.default_terms().ok_or(CommandError::NotFound { what: "plan" })?;
-        let command =
-            QuotaCommand::AssignPlan { workspace, subject, plan: plan.clone(), terms: *terms, by: None };
+        let command = QuotaCommand::AssignPlan {
+            workspace,
+            subject,
+            plan: plan.clone(),
+            terms: terms.clone(),
+            by: None,
+        };
         // The caller's key and version belong to what was asked for, not to this first step.
         let caller = Caller { idempotency_key: None, expected_version: None, ..caller.clone() };
         execute::<Quota>(&self.core, &caller, &stream, command, |_| Ok(())).await?;

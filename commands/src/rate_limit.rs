@@ -113,6 +113,8 @@ pub struct Taken {
 pub struct RateRefusal {
     /// The kind of subject, for example `user`.
     pub scope: &'static str,
+    /// The subject itself.
+    pub subject: Option<RateSubject>,
     /// Of what there is too little.
     pub unit: RateUnit,
     /// When the call would fit if nothing else is taken.
@@ -569,10 +571,11 @@ fn refusal(
             }
         }
     }
-    let (wait, scope, unit, never_fits) = match longest {
-        Some((wait, subject, unit, never)) => (wait, subject.kind().into(), unit, never),
+    let (wait, subject, unit, never_fits) = match longest {
+        Some((wait, subject, unit, never)) => (wait, Some(subject.clone()), unit, never),
         // Only a script of another build could refuse for nothing we know of.
-        None => (0, "unknown", RateUnit::Requests, false),
+        None => (0, None, RateUnit::Requests, false),
     };
-    RateRefusal { scope, unit, retry_at: now + micros(wait), never_fits, limits }
+    let scope = subject.as_ref().map_or("unknown", |subject| subject.kind().into());
+    RateRefusal { scope, subject, unit, retry_at: now + micros(wait), never_fits, limits }
 }

@@ -3,8 +3,7 @@ use std::sync::Arc;
 use botledger_domain::{
     BodyId, BotId, ConversationId, Language, SubjectId, TurnId, WorkspaceId,
     bot::Bot,
-    quota::{Quota, QuotaCommand, QuotaError, QuotaEvent, ReleaseCause},
-    quota_stream,
+    quota::ReleaseCause,
     turn::{Ask, ChatKind, Lane, Message, ReplySource, Turn, TurnCommand, TurnError, TurnPhase},
 };
 use botledger_journal::{AppendError, AppendSet, Loaded, Place, Receipt};
@@ -14,6 +13,7 @@ use futures::StreamExt;
 use crate::{
     BodyContent, Caller, CommandError, Core, Fence, PersonFacts, Subjects,
     execute::{ATTEMPTS, known_receipt},
+    holds::{HoldEnd, Holds},
 };
 
 /// An update on its way in, as the Telegram side understood it.
@@ -110,13 +110,14 @@ const INTAKES_AT_ONCE: usize = 16;
 pub struct Turns {
     core: Arc<Core>,
     subjects: Subjects,
+    holds: Holds,
 }
 
 type Step = Result<StepOutcome, CommandError<TurnError>>;
 
 impl Turns {
-    pub(crate) fn new(core: Arc<Core>, subjects: Subjects) -> Self {
-        Self { core, subjects }
+    pub(crate) fn new(core: Arc<Core>, subjects: Subjects, holds: Holds) -> Self {
+        Self { core, subjects, holds }
     }
 
     /// Stores a batch of updates of one bot, in one append, before anybody is told that they came.
@@ -288,7 +289,8 @@ impl Turns {
                 Some(HoldEnd::Release(ReleaseCause::Cancelled))
             }
             ReplySource::Model { prompt_tokens, completion_tokens, estimated, .. } => Some(HoldEnd::Settle {
-                actual: prompt_tokens.saturating_add(*completion_tokens),
+                prompt_tokens: *prompt_tokens,
+                completion_tokens: *completion_tokens,
                 estimated: *estimated,
             }),
             ReplySource::Platform => None,
@@ -350,8 +352,8 @@ impl Turns {
             let command = TurnCommand::Fail { code: failure.code.clone(), detail: failure.detail.clone() };
             set.decide(&mut loaded, command, now).map_err(CommandError::Refused)?;
             let end = admitted.then_some(match failure.used {
-                Some((prompt, completion)) => {
-                    HoldEnd::Settle { actual: prompt.saturating_add(completion), estimated: true }
+                Some((prompt_tokens, completion_tokens)) => {
+                    HoldEnd::Settle { prompt_tokens, completion_tokens, estimated: true }
                 }
                 None => HoldEnd::Release(ReleaseCause::Failed),
             });
@@ -440,8 +442,7 @@ impl Turns {
         set
     }
 
-    /// False when the hold is gone: somebody else ended the turn after it was loaded here, and a look
-    /// at it shows so.
+    /// False when the hold is gone, see [`Holds::end`].
     async fn end_hold(
         &self,
         set: &mut AppendSet,
@@ -449,33 +450,9 @@ impl Turns {
         end: Option<HoldEnd>,
         now: DateTime<Utc>,
     ) -> Result<bool, CommandError<TurnError>> {
-        let (Some(end), Some(admission), Some(message)) = (end, &turn.admission, &turn.message) else {
-            return Ok(true);
-        };
-        let stream = quota_stream(message.workspace, message.subject).to_string();
-        let mut quota = self.core.journal.load::<Quota>(&stream).await?;
-        let reservation = admission.reservation;
-        let command = match end {
-            HoldEnd::Settle { actual, estimated } => QuotaCommand::Settle { reservation, actual, estimated },
-            HoldEnd::Release(cause) => QuotaCommand::Release { reservation, cause },
-        };
-        match set.decide(&mut quota, command, now) {
-            Ok(events) => {
-                let overran = |event: &QuotaEvent| matches!(event, QuotaEvent::TokensSettled { overrun, .. } if *overrun > 0);
-                if events.iter().any(overran) {
-                    metrics::counter!("botledger_quota_overruns_total").increment(1);
-                }
-                Ok(true)
-            }
-            Err(QuotaError::UnknownReservation { .. }) => Ok(false),
-            Err(refusal) => Err(CommandError::broken(refusal)),
+        match end {
+            Some(end) => self.holds.end(set, turn, end, now).await,
+            None => Ok(true),
         }
     }
-}
-
-/// How a hold ends.
-#[derive(Clone, Copy)]
-enum HoldEnd {
-    Settle { actual: u64, estimated: bool },
-    Release(ReleaseCause),
 }

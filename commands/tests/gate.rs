@@ -5,6 +5,7 @@ mod support;
 
 use botledger_commands::{CommandError, Decision, StepOutcome, TurnFailure};
 use botledger_domain::{
+    account::Unit,
     bot::BotSettings,
     quota::{Period, PlanTerms, QuotaEvent, ReleaseCause},
     turn::{RefusalReason, ReplySource, TurnPhase},
@@ -13,8 +14,8 @@ use botledger_journal::AppendError;
 use chrono::TimeDelta;
 use sqlx::PgPool;
 use support::{
-    World, audit_quotas, by_model, daily, decide_insistently, event_types, limits, message, message_in, plan,
-    reason, replays_to_the_same, roomy, system,
+    Tokens, World, audit_quotas, by_model, daily, decide_insistently, event_types, limits, message,
+    message_in, plan, reason, replays_to_the_same, roomy, system,
 };
 
 fn admitted(decision: Decision) -> botledger_commands::AdmittedTurn {
@@ -85,7 +86,7 @@ async fn turns_of_one_person_over_two_instances_never_overshoot_their_quota(pool
     let let_through = turns.join_all().await.into_iter().filter(|through| *through).count();
     assert!((5..24).contains(&let_through), "{let_through}");
     assert_eq!(audit_quotas(&pool).await, 0, "nothing is held once all turns have ended");
-    assert_eq!(world.quota(7).await.reserved(), 0);
+    assert_eq!(world.quota(7).await.held(), 0);
     replays_to_the_same(&world.app, &pool).await;
     replays_to_the_same(&other, &pool).await;
 }
@@ -100,7 +101,7 @@ async fn a_spent_quota_refuses_with_what_is_left_and_when_it_resets(pool: PgPool
     assert!(hold <= 300 && hold > 250, "the answer is shortened to what is left: {hold}");
     let second = world.receive(message(2, 7, "hello again")).await;
     let (why, notify) = refusal(world.app.gate.decide(&system(), second, world.fence).await.unwrap());
-    let RefusalReason::QuotaExceeded { requested, remaining, resets_at } = why.clone() else {
+    let RefusalReason::QuotaExceeded { requested, remaining, resets_at, .. } = why.clone() else {
         panic!("{why:?}")
     };
     assert_eq!((remaining, notify), (300 - hold, true));
@@ -110,7 +111,7 @@ async fn a_spent_quota_refuses_with_what_is_left_and_when_it_resets(pool: PgPool
     assert_eq!((turn.phase, turn.refusal), (TurnPhase::RefusalPending, Some(why)));
     assert_eq!(
         event_types(&pool, "turn", &second.to_string()).await,
-        ["message_received", "message_refused"]
+        ["message_received", "message_scored", "message_refused"]
     );
     let quota = botledger_domain::quota_stream(world.workspace, world.subject(7)).to_string();
     assert_eq!(
@@ -137,16 +138,16 @@ async fn a_spent_quota_refuses_with_what_is_left_and_when_it_resets(pool: PgPool
 
 #[sqlx::test(migrations = "../migrations")]
 async fn a_turn_settled_after_its_window_counts_in_the_new_one(pool: PgPool) {
-    let world = World::with(pool.clone(), PlanTerms { tokens: 2_000, period: Period::Minute }, roomy()).await;
+    let world = World::with(pool.clone(), PlanTerms::tokens(2_000, Period::Minute), roomy()).await;
     world.exchange(1, 7, "first", "one").await;
-    assert_eq!(world.quota(7).await.used, 20);
+    assert_eq!(world.quota(7).await.used(), 20);
     let late = world.receive(message(2, 7, "second")).await;
     admitted(world.app.gate.decide(&system(), late, world.fence).await.unwrap());
     world.clock.advance(TimeDelta::seconds(61));
     world.app.turns.answer(&system(), late, world.fence, by_model(30, 12), "two", 1).await.unwrap();
     let quota = world.quota(7).await;
-    assert_eq!((quota.used, quota.reserved()), (42, 0));
-    assert_eq!(quota.window.unwrap().start, support::noon() + TimeDelta::seconds(60));
+    assert_eq!((quota.used(), quota.held()), (42, 0));
+    assert_eq!(quota.account.meters[0].window.start, support::noon() + TimeDelta::seconds(60));
     assert_eq!(audit_quotas(&pool).await, 0);
     replays_to_the_same(&world.app, &pool).await;
 }
@@ -160,15 +161,11 @@ async fn an_override_lets_through_until_it_ends(pool: PgPool) {
     let (quotas, person) = (&world.app.quotas, world.subject(7));
     for _ in 0..2 {
         quotas
-            .grant_override(&system(), world.workspace, person, 500, ends, reason("a trial"))
+            .grant_override(&system(), world.workspace, person, Unit::Tokens, 500, ends, reason("a trial"))
             .await
             .unwrap();
     }
-    assert_eq!(
-        quotas.left(world.workspace, person).await.unwrap().unwrap().limit,
-        560,
-        "the same grant is one"
-    );
+    assert_eq!(quotas.left(world.workspace, person).await.unwrap()[0].limit, 560, "the same grant is one");
     let turn = world.receive(message(2, 7, "hello")).await;
     admitted(world.app.gate.decide(&system(), turn, world.fence).await.unwrap());
     world.app.turns.answer(&system(), turn, world.fence, by_model(20, 10), "hi", 1).await.unwrap();
@@ -189,12 +186,13 @@ async fn a_settlement_never_exceeds_its_hold(pool: PgPool) {
         .reserved_tokens;
     let source = by_model(hold, u64::MAX);
     world.app.turns.answer(&system(), turn, world.fence, source, "long", 1).await.unwrap();
-    assert_eq!(world.quota(7).await.used, hold);
-    let overrun: String =
-        sqlx::query_scalar("SELECT payload ->> 'overrun' FROM events WHERE event_type = 'tokens_settled'")
-            .fetch_one(&pool)
-            .await
-            .unwrap();
+    assert_eq!(world.quota(7).await.used(), hold);
+    let overrun: String = sqlx::query_scalar(
+        "SELECT payload #>> '{overrun,tokens}' FROM events WHERE event_type = 'tokens_settled'",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
     assert_eq!(overrun, (u64::MAX - hold).to_string());
 }
 
@@ -213,7 +211,7 @@ async fn an_admitted_turn_is_taken_up_again_under_the_same_hold(pool: PgPool) {
         assert_eq!(again.request.messages, first.request.messages);
         assert!(again.request.num_predict >= first.request.num_predict);
         other.turns.answer(&system(), turn, fence, by_model(1, 1), "yes", 1).await.unwrap();
-        assert_eq!(world.quota(7).await.reserved(), 0);
+        assert_eq!(world.quota(7).await.held(), 0);
         let decision = world.app.gate.decide(&system(), turn, fence).await.unwrap();
         assert!(matches!(decision, Decision::AlreadyDecided(TurnPhase::Answered)), "{decision:?}");
     }
@@ -305,9 +303,10 @@ async fn a_call_that_broke_off_is_charged_with_what_it_took(pool: PgPool) {
         let failure = TurnFailure { code: "LLM_INTERRUPTED".to_owned(), detail: String::new(), used };
         turns.fail(&system(), turn, fence, failure).await.unwrap();
         let quota = world.quota(7).await;
-        assert_eq!((quota.used, quota.reserved()), (total, 0), "{used:?}");
+        assert_eq!((quota.used(), quota.held()), (total, 0), "{used:?}");
         match settled().await {
             QuotaEvent::TokensSettled { charged, estimated: true, .. } => {
+                let charged = charged.tokens;
                 assert_eq!(used, Some((charged.min(12), charged - charged.min(12))));
             }
             QuotaEvent::TokensReleased { cause: ReleaseCause::Failed, .. } => assert_eq!(used, None),
@@ -328,7 +327,7 @@ async fn a_stopped_call_costs_its_prompt_unless_the_model_was_never_asked(pool: 
         let ReplySource::Model { estimated, finish, .. } = &mut stopped else { unreachable!() };
         (*estimated, *finish) = (true, "cancelled".to_owned());
         world.app.turns.answer(&system(), turn, world.fence, stopped, "stopped", 1).await.unwrap();
-        assert_eq!((world.quota(7).await.used, world.quota(7).await.reserved()), (total, 0));
+        assert_eq!((world.quota(7).await.used(), world.quota(7).await.held()), (total, 0));
         let quota = botledger_domain::quota_stream(world.workspace, world.subject(7)).to_string();
         assert_eq!(event_types(&pool, "quota", &quota).await.last().unwrap(), last);
     }

@@ -14,8 +14,8 @@ use botledger_domain::{
 use futures::future::join_all;
 use sqlx::PgPool;
 use support::{
-    World, audit_quotas, by_model, event_count, event_types, message, noon, person, replays_to_the_same,
-    system,
+    Tokens, World, audit_quotas, by_model, event_count, event_types, message, noon, person,
+    replays_to_the_same, system,
 };
 
 fn unreadable(update_id: Option<i64>) -> IncomingUpdate {
@@ -173,6 +173,7 @@ async fn every_event_of_a_turn_says_who_and_why(pool: PgPool) {
         [
             by("first_seen", &person, "telegram", &turn, &turn),
             by("message_received", &person, "telegram", &turn, &turn),
+            by("message_scored", "system:worker", "worker", &turn, &turn),
             by("plan_assigned", "system:worker", "worker", &turn, &turn),
             by("tokens_reserved", "system:worker", "worker", &turn, &turn),
             by("turn_admitted", "system:worker", "worker", &turn, &turn),
@@ -227,7 +228,7 @@ async fn a_turn_is_answered_or_fails_once_however_many_try(pool: PgPool) {
         .await;
         assert_eq!(recorded(&outcomes), 1, "{outcomes:?}");
         let types = event_types(&pool, "turn", &turn.to_string()).await;
-        assert_eq!(types.len(), 3, "{types:?}");
+        assert_eq!(types.len(), 4, "{types:?}");
     }
     assert_eq!(audit_quotas(&pool).await, 0);
     for app in &apps {
@@ -242,8 +243,11 @@ async fn a_turn_is_decided_once_however_many_try(pool: PgPool) {
     let turn = world.receive(message(1, 7, "hello")).await;
     let fence = world.fence;
     join_all((0..8).map(|n| support::decide_insistently(&apps[n % 2], turn, fence))).await;
-    assert_eq!(event_types(&pool, "turn", &turn.to_string()).await, ["message_received", "turn_admitted"]);
-    let holds = world.quota(7).await.reservations;
+    assert_eq!(
+        event_types(&pool, "turn", &turn.to_string()).await,
+        ["message_received", "message_scored", "turn_admitted"]
+    );
+    let holds = world.quota(7).await.account.holds;
     assert_eq!(holds.len(), 1);
     audit_quotas(&pool).await;
 }
@@ -273,8 +277,11 @@ async fn a_turn_ends_once_however_many_try(pool: PgPool) {
         .await;
         assert_eq!(recorded(&outcomes), 1, "{outcomes:?}");
         let types = event_types(&pool, "turn", &turn.to_string()).await;
-        assert_eq!(types[..4], ["message_received", "turn_admitted", "reply_generated", "reply_started"]);
-        assert_eq!(types.len(), 5, "{types:?}");
+        assert_eq!(
+            types[..5],
+            ["message_received", "message_scored", "turn_admitted", "reply_generated", "reply_started"]
+        );
+        assert_eq!(types.len(), 6, "{types:?}");
         assert!(!world.app.turns.load(turn).await.unwrap().state.phase.is_open());
     }
     for app in &apps {
@@ -331,7 +338,7 @@ async fn a_stopped_answer_is_settled_and_a_late_one_changes_nothing(pool: PgPool
     assert_eq!(late, StepOutcome::AlreadyPast(TurnPhase::Answered));
     let late = turns.fail(&system(), turn, fence, failure()).await.unwrap();
     assert_eq!(late, StepOutcome::AlreadyPast(TurnPhase::Answered));
-    assert_eq!((world.quota(1).await.used, world.quota(1).await.reserved()), (15, 0));
+    assert_eq!((world.quota(1).await.used(), world.quota(1).await.held()), (15, 0));
     let bodies: i64 =
         sqlx::query_scalar("SELECT count(*) FROM message_bodies").fetch_one(&pool).await.unwrap();
     assert_eq!(bodies, 2, "the late answer is not stored");

@@ -7,7 +7,9 @@ mod support;
 use botledger_commands::{Caller, CommandError, NewBot};
 use botledger_domain::{
     BotId, ConversationId, DomainError, Language, OperatorId, WorkspaceId,
+    account::{Holder, Unit},
     bot::{BotSettings, UpdateMode},
+    budget_stream,
     operator::{Login, Permission, Role},
     quota_stream, standing_stream,
 };
@@ -65,6 +67,10 @@ fn code<T, E: DomainError>(result: Result<T, CommandError<E>>) -> Result<T, &'st
     result.map_err(|error| error.code())
 }
 
+fn budget_of(stage: &Stage) -> String {
+    budget_stream(stage.world.workspace, Holder::Bot(stage.world.bot)).to_string()
+}
+
 macro_rules! use_cases {
     ($($name:literal needs $needs:ident on $kind:literal $id:expr, |$s:ident, $app:ident, $caller:ident| $call:expr;)*) => {
         vec![$(UseCase {
@@ -93,7 +99,15 @@ fn use_cases() -> Vec<UseCase> {
             |s, app, caller| app.quotas.assign_plan(&caller, s.world.workspace, s.world.subject(7), &plan("pro"));
         "quota.grant_override" needs ManageQuotas on "quota" |s| quota_stream(s.world.workspace, s.world.subject(7)).to_string(),
             |s, app, caller| app.quotas.grant_override(
-                &caller, s.world.workspace, s.world.subject(7), 100, noon() + TimeDelta::hours(1), reason("a trial"));
+                &caller, s.world.workspace, s.world.subject(7), Unit::Tokens, 100, noon() + TimeDelta::hours(1), reason("a trial"));
+        "budget.set" needs ManageQuotas on "budget" |s| budget_of(s),
+            |s, app, caller| app.budgets.set(&caller, s.world.workspace, Holder::Bot(s.world.bot), daily(900), None);
+        "budget.raise" needs ManageQuotas on "budget" |s| budget_of(s),
+            |s, app, caller| app.budgets.raise(
+                &caller, s.world.workspace, Holder::Bot(s.world.bot), Unit::Tokens, 100, noon() + TimeDelta::hours(1),
+                reason("rush"));
+        "budget.remove" needs ManageQuotas on "budget" |s| budget_of(s),
+            |s, app, caller| app.budgets.remove(&caller, s.world.workspace, Holder::Bot(s.world.bot), reason("tidy"));
         "standing.block" needs Moderate on "standing" |s| standing_stream(s.world.bot, s.world.subject(7)).to_string(),
             |s, app, caller| app.standings.block(&caller, s.world.bot, s.world.subject(7), reason("spam"), None);
         "standing.unblock" needs Moderate on "standing" |s| standing_stream(s.world.bot, s.world.subject(7)).to_string(),

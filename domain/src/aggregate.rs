@@ -17,15 +17,20 @@ pub trait DomainError: std::error::Error + Send + Sync + 'static {
 }
 
 /// Wires `decide` and `apply` of a state into cqrs-es's `Aggregate`, and an event enum into its
-/// `DomainEvent`. Every event of the enum has version 1.0 unless listed.
+/// `DomainEvent`. Every event of the enum has version 1.0 unless listed with another, which
+/// [`crate::upcast`] then has to know too.
 macro_rules! aggregate {
-    ($state:ty, $type:literal, $command:ty, $event:ty, $error:ty) => {
+    ($state:ty, $type:literal, $command:ty, $event:ty, $error:ty $(, $name:literal => $version:literal)* $(,)?) => {
         impl cqrs_es::DomainEvent for $event {
             fn event_type(&self) -> String {
                 <&'static str>::from(self).to_owned()
             }
             fn event_version(&self) -> String {
-                "1.0".to_owned()
+                match <&'static str>::from(self) {
+                    $($name => $version,)*
+                    _ => "1.0",
+                }
+                .to_owned()
             }
         }
 

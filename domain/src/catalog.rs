@@ -3,7 +3,8 @@
 use schemars::Schema;
 
 use crate::{
-    access_list, bot, chat_session, operator, policy, quota, rate_limit, standing, subject, turn, workspace,
+    access_list, bot, budget, budget_share, chat_session, operator, policy, quota, rate_limit, standing,
+    subject, turn, workspace,
 };
 
 /// One aggregate as the outside sees it.
@@ -24,6 +25,8 @@ pub fn aggregates() -> Vec<AggregateKind> {
     vec![
         kind("access_list", || schemars::schema_for!(access_list::AccessListEvent)),
         kind("bot", || schemars::schema_for!(bot::BotEvent)),
+        kind("budget", || schemars::schema_for!(budget::BudgetEvent)),
+        kind("budget_share", || schemars::schema_for!(budget_share::BudgetShareEvent)),
         kind("chat_session", || schemars::schema_for!(chat_session::ChatSessionEvent)),
         kind("operator", || schemars::schema_for!(operator::OperatorEvent)),
         kind("policy", || schemars::schema_for!(policy::PolicyEvent)),

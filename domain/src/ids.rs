@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::account::Holder;
+
 /// Namespace of every id this product derives from other ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6b1f_0e0a_7d0c_5c35_9a53_2f6e_b07d_1ed9);
 
@@ -85,7 +87,7 @@ id! {
     BodyId
 }
 id! {
-    /// A hold on a quota; the id of the turn it was made for.
+    /// A hold on a quota and on budgets; the id of the turn it was made for.
     ReservationId
 }
 id! {
@@ -121,6 +123,19 @@ pub(crate) fn derived(text: &str) -> Uuid {
 #[must_use]
 pub fn quota_stream(workspace: WorkspaceId, subject: SubjectId) -> Uuid {
     Uuid::new_v5(&NAMESPACE, format!("quota:{workspace}:{subject}").as_bytes())
+}
+
+/// The stream of a holder's budget in a workspace.
+#[must_use]
+pub fn budget_stream(workspace: WorkspaceId, holder: Holder) -> Uuid {
+    let (kind, id) = (holder.kind(), holder.uuid());
+    Uuid::new_v5(&NAMESPACE, format!("budget:{workspace}:{kind}:{id}").as_bytes())
+}
+
+/// The stream of one share of a budget.
+#[must_use]
+pub fn budget_share_stream(budget: Uuid, share: u32) -> Uuid {
+    Uuid::new_v5(&NAMESPACE, format!("budget_share:{budget}:{share}").as_bytes())
 }
 
 /// The stream of a person's standing with a bot.

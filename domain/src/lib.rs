@@ -10,8 +10,11 @@
 //! under `tests/golden/`. To add an event: a variant, its arm in `apply`, a golden payload.
 
 pub mod access_list;
+pub mod account;
 mod aggregate;
 pub mod bot;
+pub mod budget;
+pub mod budget_share;
 pub mod catalog;
 pub mod chat_session;
 mod clock;
@@ -22,6 +25,7 @@ pub mod leaf;
 mod metadata;
 pub mod operator;
 pub mod policy;
+pub mod price;
 pub mod quota;
 pub mod rate_limit;
 mod recorded;
@@ -40,7 +44,7 @@ pub use aggregate::{Decide, DomainError};
 pub use clock::{Clock, FixedClock, SharedClock};
 pub use ids::{
     BodyId, BotId, ConversationId, InstanceId, OperatorId, Position, ReservationId, SubjectId, TurnId,
-    WorkspaceId, policy_stream, quota_stream, standing_stream,
+    WorkspaceId, budget_share_stream, budget_stream, policy_stream, quota_stream, standing_stream,
 };
 pub use metadata::{Actor, EventMetadata, SCHEMA_VERSION};
 pub use recorded::{DecodeError, RecordedEvent};

@@ -150,6 +150,12 @@ impl RateSubject {
         Self { kind: RateSubjectKind::User, id: format!("{bot}/{person}") }
     }
 
+    /// A person with a bot, while their standing has them throttled.
+    #[must_use]
+    pub fn throttled(bot: BotId, person: SubjectId) -> Self {
+        Self { kind: RateSubjectKind::User, id: format!("{bot}/{person}/throttled") }
+    }
+
     /// A chat with a bot.
     #[must_use]
     pub fn chat(chat: ConversationId) -> Self {

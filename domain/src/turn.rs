@@ -13,12 +13,15 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, EnumString, IntoStaticStr};
+use uuid::Uuid;
 
 use crate::{
     BodyRef, BotId, ConversationId, Decide, DomainError, Language, ModelName, Reason, ReservationId,
     SubjectId, WorkspaceId,
+    account::{Holder, Period, Unit, is_zero},
     aggregate::aggregate,
     policy::PolicyRef,
+    price::Price,
     signal::{Detector, Findings},
     standing::ladder::OffenceKind,
 };
@@ -112,6 +115,15 @@ pub struct Admission {
     pub reservation: ReservationId,
     /// Tokens held.
     pub reserved_tokens: u64,
+    /// What the model costs: the truth is settled at this price.
+    #[serde(default, skip_serializing_if = "Price::is_free")]
+    pub price: Price,
+    /// Money held at that price, in millionths of the currency.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reserved_money: u64,
+    /// The holds in budgets: shares that the turn has to end in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<BudgetHold>,
     /// Session number in the conversation.
     pub session: u32,
     /// Context epoch of that session.
@@ -123,6 +135,15 @@ pub struct Admission {
     /// What the person is told with the answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notices: Vec<Notice>,
+}
+
+/// A hold in a share of a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BudgetHold {
+    /// The budget's stream.
+    pub budget: Uuid,
+    /// Number of the share.
+    pub share: u32,
 }
 
 /// Something a person is told with an answer.
@@ -160,8 +181,26 @@ pub enum RefusalReason {
     Unscored,
     /// A token bucket is empty: `user`, `chat` or `bot`.
     RateLimited { scope: String, retry_at: DateTime<Utc> },
-    /// Not enough tokens left in the period.
-    QuotaExceeded { requested: u64, remaining: u64, resets_at: DateTime<Utc> },
+    /// A limit of the person's plan does not cover it; of several the one that resets last.
+    QuotaExceeded {
+        requested: u64,
+        remaining: u64,
+        resets_at: DateTime<Utc>,
+        #[serde(default, skip_serializing_if = "Unit::is_usual")]
+        unit: Unit,
+        /// Absent where the plan had one limit, of tokens.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        period: Option<Period>,
+    },
+    /// A limit of a budget does not cover it, which is not for the person to mend.
+    BudgetExhausted {
+        holder: Holder,
+        unit: Unit,
+        period: Period,
+        requested: u64,
+        remaining: u64,
+        resets_at: DateTime<Utc>,
+    },
     /// The message alone does not fit the model's window.
     TooLong { tokens: u64, limit: u64 },
     /// The bot has no capacity to answer: too many turns wait.
@@ -265,6 +304,8 @@ pub struct Turn {
     pub admission: Option<Admission>,
     /// Why it was refused.
     pub refusal: Option<RefusalReason>,
+    /// What the person is told with the refusal.
+    pub refusal_notices: Vec<Notice>,
     /// Code of the failure.
     pub failure: Option<String>,
     /// The sealed answer.
@@ -287,7 +328,7 @@ pub enum TurnCommand {
     /// Let it through to the model.
     Admit(Admission),
     /// Refuse it; `notify` says whether the person is told this time.
-    Refuse { reason: RefusalReason, notify: bool },
+    Refuse { reason: RefusalReason, notify: bool, notices: Vec<Notice> },
     /// An answer exists.
     Answer { source: ReplySource, body: BodyRef, latency_ms: u64 },
     /// No answer will exist.
@@ -339,9 +380,24 @@ pub enum TurnEvent {
         admitted_at: DateTime<Utc>,
     },
     /// The gate refused it.
-    MessageRefused { reason: RefusalReason, notify: bool, refused_at: DateTime<Utc> },
-    /// An answer exists, sealed. `latency_ms` counts from the request to the last text.
-    ReplyGenerated { source: ReplySource, body: BodyRef, latency_ms: u64, generated_at: DateTime<Utc> },
+    MessageRefused {
+        reason: RefusalReason,
+        notify: bool,
+        /// What the person is told beside it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notices: Vec<Notice>,
+        refused_at: DateTime<Utc>,
+    },
+    /// An answer exists, sealed. `latency_ms` counts from the request to the last text; `cost` is what the
+    /// model took, in millionths of the currency, at the price of the admission.
+    ReplyGenerated {
+        source: ReplySource,
+        body: BodyRef,
+        latency_ms: u64,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        cost: u64,
+        generated_at: DateTime<Utc>,
+    },
     /// No answer will exist; the person is told so.
     ReplyFailed { code: String, detail: String, failed_at: DateTime<Utc> },
     /// The message that will hold the answer exists; later deliveries edit it instead of sending again.
@@ -384,6 +440,16 @@ impl Turn {
         TurnError::OutOfOrder { phase: self.phase.into(), step }
     }
 
+    /// What an answer costs at the price of the admission.
+    fn cost_of(&self, source: &ReplySource) -> u64 {
+        match (source, &self.admission) {
+            (ReplySource::Model { prompt_tokens, completion_tokens, .. }, Some(admission)) => {
+                admission.price.cost(*prompt_tokens, *completion_tokens)
+            }
+            _ => 0,
+        }
+    }
+
     fn record(&mut self, event: TurnEvent) {
         match event {
             TurnEvent::MessageReceived { message, received_at } => {
@@ -401,8 +467,9 @@ impl Turn {
                 self.admission = Some(admission);
                 self.phase = TurnPhase::Admitted;
             }
-            TurnEvent::MessageRefused { reason, notify, .. } => {
+            TurnEvent::MessageRefused { reason, notify, notices, .. } => {
                 self.refusal = Some(reason);
+                self.refusal_notices = notices;
                 self.phase = if notify { TurnPhase::RefusalPending } else { TurnPhase::Refused };
             }
             TurnEvent::ReplyGenerated { body, .. } => {
@@ -464,13 +531,16 @@ impl Decide for Turn {
                 P::Received => Ok(vec![TurnEvent::TurnAdmitted { admission, admitted_at: now }]),
                 _ => Err(self.out_of_order("be admitted")),
             },
-            TurnCommand::Refuse { reason, notify } => match self.phase {
-                P::Received => Ok(vec![TurnEvent::MessageRefused { reason, notify, refused_at: now }]),
+            TurnCommand::Refuse { reason, notify, notices } => match self.phase {
+                P::Received => {
+                    Ok(vec![TurnEvent::MessageRefused { reason, notify, notices, refused_at: now }])
+                }
                 _ => Err(self.out_of_order("be refused")),
             },
             TurnCommand::Answer { source, body, latency_ms } => match (&source, self.phase) {
                 (ReplySource::Model { .. }, P::Admitted) | (ReplySource::Platform, P::Received) => {
-                    Ok(vec![TurnEvent::ReplyGenerated { source, body, latency_ms, generated_at: now }])
+                    let cost = self.cost_of(&source);
+                    Ok(vec![TurnEvent::ReplyGenerated { source, body, latency_ms, cost, generated_at: now }])
                 }
                 _ => Err(self.out_of_order("be answered")),
             },

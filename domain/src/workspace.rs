@@ -7,7 +7,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
-use crate::{Decide, DomainError, PlanName, Reason, aggregate::aggregate, quota::PlanTerms};
+use crate::{
+    Decide, DomainError, PlanName, Reason,
+    account::{PlanTerms, TermsError},
+    aggregate::aggregate,
+};
 
 /// A tenant. Invariant: the default plan is one of the plans.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -76,9 +80,9 @@ pub enum WorkspaceError {
         /// Its name.
         plan: String,
     },
-    /// Zero tokens.
-    #[error("a plan needs at least one token a period")]
-    EmptyPlan,
+    /// Terms that make no sense.
+    #[error(transparent)]
+    Terms(TermsError),
 }
 
 impl DomainError for WorkspaceError {
@@ -89,7 +93,8 @@ impl DomainError for WorkspaceError {
             Self::InvalidName => "WORKSPACE_INVALID_NAME",
             Self::UnknownPlan { .. } => "WORKSPACE_UNKNOWN_PLAN",
             Self::DefaultPlan { .. } => "WORKSPACE_DEFAULT_PLAN",
-            Self::EmptyPlan => "WORKSPACE_EMPTY_PLAN",
+            Self::Terms(TermsError::Empty) => "WORKSPACE_EMPTY_PLAN",
+            Self::Terms(_) => "WORKSPACE_UNFIT_PLAN",
         }
     }
 }
@@ -112,7 +117,7 @@ impl Decide for Workspace {
             if self.name.is_some() {
                 return Err(WorkspaceError::AlreadyCreated);
             }
-            terms.check().map_err(|()| WorkspaceError::EmptyPlan)?;
+            let terms = terms.checked().map_err(WorkspaceError::Terms)?;
             return Ok(vec![
                 WorkspaceEvent::WorkspaceCreated { name: checked_name(&name)?, created_at: now },
                 WorkspaceEvent::PlanDefined { plan: plan.clone(), terms, defined_at: now },
@@ -132,7 +137,7 @@ impl Decide for Workspace {
                 Ok(vec![WorkspaceEvent::WorkspaceRenamed { name, renamed_at: now }])
             }
             WorkspaceCommand::DefinePlan { plan, terms } => {
-                terms.check().map_err(|()| WorkspaceError::EmptyPlan)?;
+                let terms = terms.checked().map_err(WorkspaceError::Terms)?;
                 if self.plans.get(&plan) == Some(&terms) {
                     return Ok(vec![]);
                 }
@@ -183,7 +188,10 @@ impl Workspace {
     }
 }
 
-aggregate!(Workspace, "workspace", WorkspaceCommand, WorkspaceEvent, WorkspaceError);
+aggregate!(
+    Workspace, "workspace", WorkspaceCommand, WorkspaceEvent, WorkspaceError,
+    "plan_defined" => "2.0",
+);
 
 #[cfg(test)]
 mod tests;

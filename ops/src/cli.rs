@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod bot;
+pub mod budget;
 pub mod config;
 pub mod events;
 pub mod keys;
@@ -14,6 +15,7 @@ pub mod migrate;
 pub mod policy;
 pub mod projections;
 pub mod replay;
+pub mod score;
 pub mod sdl;
 pub mod serve;
 pub mod sim;
@@ -106,6 +108,9 @@ pub enum Command {
     /// The bots of the fleet
     #[command(subcommand)]
     Bot(bot::BotCommand),
+    /// What bots and workspaces may use
+    #[command(subcommand)]
+    Budget(budget::BudgetCommand),
     /// Policies: what bots are for, what becomes of other messages, and what would have
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -119,6 +124,9 @@ pub enum Command {
     Projections(projections::ProjectionsCommand),
     /// Make read models again from the ledger, or compare them with it
     Replay(replay::Replay),
+    /// The detectors by themselves: train a model, judge texts, measure on labelled files
+    #[command(subcommand)]
+    Score(score::Score),
     /// Print the GraphQL schema
     Sdl(sdl::Sdl),
     /// Stand-ins for Telegram and the model server
@@ -140,11 +148,13 @@ impl Cli {
             Command::Link(link) => link.run(self.settings).await,
             Command::Keys(command) => command.run(self.settings).await,
             Command::Bot(command) => command.run(self.settings).await,
+            Command::Budget(command) => command.run(self.settings).await,
             Command::Policy(command) => command.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,
             Command::Replay(replay) => replay.run(self.settings).await,
+            Command::Score(command) => command.run(),
             Command::Sdl(sdl) => Ok(sdl.run()),
             Command::Sim(command) => command.run(self.settings).await,
             Command::Migrate(migrate) => migrate.run(self.settings).await,

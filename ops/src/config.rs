@@ -17,6 +17,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use botledger_domain::{
+    ModelName,
+    price::{Price, PriceList},
+};
 use serde::{Deserialize, Serialize};
 
 pub use check::problems;
@@ -33,9 +37,11 @@ pub struct Config {
     pub http: Http,
     pub telegram: Telegram,
     pub ollama: Ollama,
+    pub moderation: Moderation,
     pub limits: Limits,
     pub rate_limits: RateLimits,
     pub quota: Quota,
+    pub prices: Prices,
     pub keys: Keys,
     pub auth: Auth,
     pub bots: Bots,
@@ -145,6 +151,24 @@ pub struct Ollama {
     pub max_answer_bytes: usize,
 }
 
+/// Moderation services that policies may name beside the detectors of this process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Moderation {
+    /// An endpoint like OpenAI's, up to and without `/moderations`; policies name it `openai`. None when
+    /// empty.
+    pub openai_url: String,
+    /// Model that it is asked for.
+    pub openai_model: String,
+    /// Its key; servers of one's own may need none. Secret.
+    pub openai_key: Secret,
+    /// File that holds `openai_key`.
+    pub openai_key_file: Option<PathBuf>,
+    /// Guard model at the model server, for example `llama-guard3:1b`; policies name it `guard`. None when
+    /// empty.
+    pub guard_model: String,
+}
+
 /// Token buckets for incoming messages.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -194,6 +218,24 @@ pub struct Quota {
     pub tokens: u64,
     /// Its period: `minute`, `hour`, `day`, `week` or `month`, of UTC.
     pub period: String,
+    /// When people on it are warned: percent of a limit, 1-99, separated by commas; empty for never.
+    pub warn_at_percent: String,
+}
+
+/// What models cost. What is not listed costs nothing, as a model on one's own machine does. A turn is
+/// settled at the price it was admitted at, whatever stands here later.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prices {
+    /// What all money of this installation is in, for people to read: a code such as `USD`. Limits and
+    /// charges are in millionths of it; changing it converts nothing.
+    pub currency: String,
+    /// Recorded with every price, so that books can tell one list from the next: 1-64 characters.
+    pub version: String,
+    /// `provider/model=prompt:completion`, separated by commas, in millionths of the currency for a million
+    /// tokens; `*` stands for every model of a provider that is not listed itself. For example
+    /// `ollama/llama3.2=150000:600000, ollama/*=0:0`.
+    pub models: String,
 }
 
 /// Keys that are not in the database. Each is 32 bytes as 64 hex digits.
@@ -334,6 +376,18 @@ impl Default for Ollama {
     }
 }
 
+impl Default for Moderation {
+    fn default() -> Self {
+        Self {
+            openai_url: String::new(),
+            openai_model: "omni-moderation-latest".to_owned(),
+            openai_key: Secret::default(),
+            openai_key_file: None,
+            guard_model: String::new(),
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -358,7 +412,64 @@ impl Default for RateLimits {
 
 impl Default for Quota {
     fn default() -> Self {
-        Self { default_plan: "free".to_owned(), tokens: 50_000, period: "day".to_owned() }
+        Self {
+            default_plan: "free".to_owned(),
+            tokens: 50_000,
+            period: "day".to_owned(),
+            warn_at_percent: "80,95".to_owned(),
+        }
+    }
+}
+
+impl Default for Prices {
+    fn default() -> Self {
+        Self { currency: "USD".to_owned(), version: "1".to_owned(), models: String::new() }
+    }
+}
+
+impl Quota {
+    /// When people are warned, percent.
+    ///
+    /// # Errors
+    /// The part that is no such number.
+    pub fn warnings(&self) -> Result<Vec<u8>, String> {
+        let parts = self.warn_at_percent.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let percent = |part: &str| {
+            let number = part.parse().ok().filter(|percent| (1..=99).contains(percent));
+            number.ok_or_else(|| part.to_owned())
+        };
+        parts.map(percent).collect()
+    }
+}
+
+impl Prices {
+    /// The prices by provider and model.
+    ///
+    /// # Errors
+    /// The part that is no price.
+    pub fn list(&self) -> Result<PriceList, String> {
+        let mut list = PriceList::default();
+        for part in self.models.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let price = self.price(part).ok_or_else(|| part.to_owned())?;
+            list.set(price.0, price.1, price.2);
+        }
+        Ok(list)
+    }
+
+    fn price(&self, part: &str) -> Option<(String, Option<ModelName>, Price)> {
+        let (what, price) = part.rsplit_once('=')?;
+        let (provider, model) = what.trim().split_once('/')?;
+        let (prompt, completion) = price.split_once(':')?;
+        let model = match model {
+            "*" => None,
+            name => Some(ModelName::parse(name).ok()?),
+        };
+        let price = Price {
+            prompt_per_million: prompt.trim().parse().ok()?,
+            completion_per_million: completion.trim().parse().ok()?,
+            version: self.version.clone(),
+        };
+        (!provider.is_empty()).then(|| (provider.to_owned(), model, price))
     }
 }
 

@@ -8,14 +8,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use botledger_bot::{BotConfig, Telegram};
 use botledger_commands::{
-    App, AppConfig, Caller, GateDefaults, KeyRing, RateDefaults, SystemClock, SystemIds,
+    App, AppConfig, Caller, GateDefaults, KeyRing, ModerationServices, RateDefaults, SystemClock, SystemIds,
 };
 use botledger_domain::bot::{BotRateLimits, RateLimit};
 use botledger_domain::quota::PlanTerms;
 use botledger_domain::rate_limit::RateRule;
 use botledger_domain::{InstanceId, ModelName, PlanName};
 use botledger_journal::JournalConfig;
-use botledger_llm::{ChatProvider, Ollama, OllamaLimits};
+use botledger_llm::{
+    ChatProvider, GuardPrompt, LlamaGuard, Ollama, OllamaLimits, OpenAiModeration, OpenAiModerationConfig,
+};
 use botledger_projections::ReadPool;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -58,6 +60,7 @@ impl Platform {
             journal: JournalConfig::default(),
             keys: key_ring(config)?,
             gate: gate(config)?,
+            moderation: moderation(config)?,
             rates: rates(config),
             redis_patience: Duration::from_millis(config.redis.timeout_ms),
             instance: InstanceId(botledger_commands::Ids::next(&SystemIds)),
@@ -168,6 +171,7 @@ fn gate(config: &Config) -> Result<GateDefaults> {
     Ok(GateDefaults {
         provider: PROVIDER.to_owned(),
         model: default_model(config)?,
+        prices: config.prices.list().map_err(|part| anyhow!("prices.models holds {part}"))?,
         rate_limits: BotRateLimits::of_messages(
             limit(config.limits.user),
             limit(config.limits.chat),
@@ -190,7 +194,8 @@ fn default_model(config: &Config) -> Result<ModelName> {
 pub fn default_plan(config: &Config) -> Result<(PlanName, PlanTerms)> {
     let name = PlanName::parse(&config.quota.default_plan).context("quota.default_plan")?;
     let period = config.quota.period.parse().map_err(|_| anyhow!("quota.period makes no sense"))?;
-    Ok((name, PlanTerms { tokens: config.quota.tokens, period }))
+    let warnings = config.quota.warnings().map_err(|part| anyhow!("quota.warn_at_percent holds {part}"))?;
+    Ok((name, PlanTerms { warn_at_percent: warnings, ..PlanTerms::tokens(config.quota.tokens, period) }))
 }
 
 /// The model server.
@@ -211,6 +216,38 @@ pub fn provider(config: &Config) -> Result<Arc<dyn ChatProvider>> {
         retries: ollama.retries,
     };
     Ok(Arc::new(Ollama::new(&ollama.url, http, limits)))
+}
+
+/// Window a guard model is asked for, in tokens.
+const GUARD_WINDOW: u32 = 8_192;
+/// One attempt at a moderation endpoint.
+const MODERATION_ATTEMPT: Duration = Duration::from_secs(2);
+
+fn moderation(config: &Config) -> Result<ModerationServices> {
+    let mut services = ModerationServices::new();
+    let settings = &config.moderation;
+    if !settings.openai_url.is_empty() {
+        let key = Some(settings.openai_key.expose().to_owned()).filter(|key| !key.is_empty());
+        let endpoint = OpenAiModerationConfig {
+            base_url: settings.openai_url.clone(),
+            key,
+            model: settings.openai_model.clone(),
+            timeout: MODERATION_ATTEMPT,
+            retries: 1,
+        };
+        let http = reqwest::Client::builder()
+            .connect_timeout(MODERATION_ATTEMPT)
+            .build()
+            .context("TLS cannot be set up")?;
+        services.insert("openai".to_owned(), Arc::new(OpenAiModeration::new(endpoint, http)));
+    }
+    if !settings.guard_model.is_empty() {
+        let model = settings.guard_model.clone();
+        let prompt = GuardPrompt::for_model(&model);
+        let guard = LlamaGuard::new(provider(config)?, model, prompt, GUARD_WINDOW);
+        services.insert("guard".to_owned(), Arc::new(guard));
+    }
+    Ok(services)
 }
 
 /// How this process runs bots.

@@ -70,6 +70,10 @@ impl Projection for DirectoryProjection {
         "directory"
     }
 
+    fn version(&self) -> i32 {
+        2
+    }
+
     fn tables(&self) -> &'static [&'static str] {
         &["operators", "workspaces"]
     }

@@ -8,6 +8,7 @@
 mod access_lists;
 mod as_of;
 mod bots;
+mod budgets;
 mod conversations;
 mod directory;
 mod fold;
@@ -36,6 +37,7 @@ pub use as_of::{
     standing_state_as_of, turn_as_of,
 };
 pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
+pub use budgets::{BudgetHead, BudgetRow, BudgetShareRow, BudgetsProjection, budget, budgets_page};
 pub use conversations::{
     ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation,
     conversations_page, sessions,
@@ -85,6 +87,7 @@ pub fn all() -> Vec<Arc<dyn Projection>> {
     vec![
         Arc::new(AccessListsProjection),
         Arc::new(BotsProjection),
+        Arc::new(BudgetsProjection),
         Arc::new(ConversationsProjection),
         Arc::new(DirectoryProjection),
         Arc::new(ModerationProjection),

@@ -247,14 +247,14 @@ fn advance(row: &mut TurnRow, fact: TurnEvent, usage: &mut UsageDeltas) {
             enter(row, TurnPhase::Admitted, admitted_at);
             usage.at(admitted_at, row).admitted += 1;
         }
-        TurnEvent::MessageRefused { reason, notify, refused_at } => {
+        TurnEvent::MessageRefused { reason, notify, refused_at, .. } => {
             row.refusal_kind = Some(<&'static str>::from(&reason).to_owned());
             row.refusal = serde_json::to_value(&reason).ok();
             row.decided_at = Some(refused_at);
             enter(row, if notify { TurnPhase::RefusalPending } else { TurnPhase::Refused }, refused_at);
             usage.at(refused_at, row).refused += 1;
         }
-        TurnEvent::ReplyGenerated { source, body, latency_ms, generated_at } => {
+        TurnEvent::ReplyGenerated { source, body, latency_ms, generated_at, .. } => {
             row.reply_body = Some(body.body_id.uuid());
             row.answered_at = Some(generated_at);
             enter(row, TurnPhase::Answered, generated_at);

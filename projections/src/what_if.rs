@@ -87,7 +87,7 @@ pub enum Limit {
     Intents,
     /// The terms block words that the version that judged did not: texts are not searched again.
     BlockedWords,
-    /// The terms ask a moderation service that was not asked.
+    /// The terms ask other moderation services than those that were asked.
     Moderation,
 }
 
@@ -314,6 +314,7 @@ async fn heard_from(
             at: row.scored_at.or(row.decided_at).unwrap_or(row.received_at),
             judged,
             outcome: recorded(row.refusal_kind.as_deref()),
+            hasty: matches!(row.refusal_kind.as_deref(), Some("rate_limited" | "throttled")),
         });
     }
     Ok(heard)

@@ -51,7 +51,7 @@ async fn find(scope: &Scope<'_>, id: &ID) -> ApiResult<Option<Node>> {
             operator::find(scope, OperatorId(uuid)).await?.map(Node::Operator)
         }
         NodeKind::Workspace => own(scope, uuid).await?.map(Node::Workspace),
-        NodeKind::Operator | NodeKind::Quota | NodeKind::Standing | NodeKind::Case => None,
+        NodeKind::Operator | NodeKind::Quota | NodeKind::Budget | NodeKind::Standing | NodeKind::Case => None,
     })
 }
 
@@ -62,7 +62,7 @@ async fn own(scope: &Scope<'_>, id: Uuid) -> ApiResult<Option<Workspace>> {
 #[Object]
 impl NodeQuery {
     /// Anything by its global id; null when it does not exist for the caller. Quotas and standings are
-    /// asked for by person, cases by `moderationCase`.
+    /// asked for by person, budgets by their holder, cases by `moderationCase`.
     #[graphql(guard = "Needs(Permission::ReadOperations)", complexity = "5 + child_complexity")]
     async fn node(&self, ctx: &Context<'_>, id: ID) -> ApiResult<Option<Node>> {
         find(&Scope::of(ctx)?, &id).await

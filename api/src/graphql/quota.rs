@@ -3,8 +3,8 @@
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
 use botledger_domain::{
     PlanName, SubjectId,
+    account::{LimitLeft, Unit},
     operator::Permission,
-    quota::{Override, Period as DomainPeriod},
 };
 use botledger_projections::{QuotaRow, quota_as_of, quota_of, quotas_page};
 use chrono::{DateTime, Utc};
@@ -12,58 +12,34 @@ use chrono::{DateTime, Utc};
 use super::{
     Acts, AsOf, Conditions, Needs, Scope,
     error::{ApiError, ApiResult, UserError, outcome, reason},
+    limit::{self, LimitUnit, LimitWarning, Period, PlanLimit, big, percents},
     or_refused,
     page::{List, Slice},
     payload,
-    scalars::{At, BigInt, NodeKind, wire_enum},
+    scalars::{At, BigInt, NodeKind},
 };
-
-wire_enum! {
-    /// How long a plan's tokens last. Periods begin on the clock, in UTC.
-    Period {
-        Minute = "minute",
-        Hour = "hour",
-        Day = "day",
-        /// From Monday.
-        Week = "week",
-        Month = "month",
-    }
-}
-
-impl From<Period> for DomainPeriod {
-    fn from(period: Period) -> Self {
-        match period {
-            Period::Minute => Self::Minute,
-            Period::Hour => Self::Hour,
-            Period::Day => Self::Day,
-            Period::Week => Self::Week,
-            Period::Month => Self::Month,
-        }
-    }
-}
-
-impl From<DomainPeriod> for Period {
-    fn from(period: DomainPeriod) -> Self {
-        match period {
-            DomainPeriod::Minute => Self::Minute,
-            DomainPeriod::Hour => Self::Hour,
-            DomainPeriod::Day => Self::Day,
-            DomainPeriod::Week => Self::Week,
-            DomainPeriod::Month => Self::Month,
-        }
-    }
-}
 
 /// Extra tokens until a moment.
 #[derive(SimpleObject)]
 pub(crate) struct QuotaOverride {
-    tokens: BigInt,
+    unit: LimitUnit,
+    /// Added to every limit of the unit.
+    amount: BigInt,
+    /// The amount of an override of tokens; null of others.
+    #[graphql(deprecation = "use unit and amount")]
+    tokens: Option<BigInt>,
     expires_at: DateTime<Utc>,
 }
 
 pub(crate) struct Quota(pub(crate) QuotaRow);
 
-/// A person's quota, as of its last event: a window may have ended since.
+impl Quota {
+    fn tokens(&self) -> Option<LimitLeft> {
+        self.0.left().into_iter().find(|left| left.unit == Unit::Tokens)
+    }
+}
+
+/// A person's quota, as of its last event: a period may have ended since.
 #[Object]
 impl Quota {
     /// `quota:…`
@@ -81,41 +57,69 @@ impl Quota {
         &self.0.plan
     }
 
-    /// Tokens a period.
-    async fn plan_tokens(&self) -> BigInt {
-        BigInt(self.0.plan_tokens)
+    /// What the plan grants; all limits hold at once.
+    async fn limits(&self) -> Vec<PlanLimit> {
+        PlanLimit::all(&self.0.terms())
     }
 
-    /// The plan's period.
-    async fn period(&self) -> ApiResult<Period> {
-        Period::read(&self.0.period)
+    /// Percent of a limit at which the person is warned.
+    async fn warn_at_percent(&self) -> Vec<i32> {
+        percents(&self.0.terms())
     }
 
-    /// Beginning of the present window.
-    async fn window_start(&self) -> DateTime<Utc> {
-        self.0.window_start
+    /// How far each limit is used, in the order of `limits`.
+    async fn left(&self) -> Vec<limit::LimitLeft> {
+        self.0.left().into_iter().map(limit::LimitLeft).collect()
+    }
+
+    /// Given in the present periods.
+    async fn warnings(&self) -> Vec<LimitWarning> {
+        self.0.warnings().into_iter().map(LimitWarning::from).collect()
+    }
+
+    /// Tokens a period, of the first limit of tokens.
+    #[graphql(deprecation = "use limits")]
+    async fn plan_tokens(&self) -> Option<BigInt> {
+        let terms = self.0.terms();
+        terms.limits.iter().find(|limit| limit.unit == Unit::Tokens).map(|limit| big(limit.amount))
+    }
+
+    /// Its period.
+    #[graphql(deprecation = "use limits")]
+    async fn period(&self) -> Option<Period> {
+        self.tokens().map(|left| left.period.into())
+    }
+
+    /// Beginning of its present period.
+    #[graphql(deprecation = "use left")]
+    async fn window_start(&self) -> Option<DateTime<Utc>> {
+        let meters = self.0.meters();
+        meters.iter().find(|meter| meter.unit == Unit::Tokens).map(|meter| meter.window.start)
     }
 
     /// When it resets.
-    async fn window_end(&self) -> DateTime<Utc> {
-        self.0.window_end
+    #[graphql(deprecation = "use left")]
+    async fn window_end(&self) -> Option<DateTime<Utc>> {
+        self.tokens().map(|left| left.resets_at)
     }
 
-    /// Tokens used in the window.
-    async fn used(&self) -> BigInt {
-        BigInt(self.0.used)
+    /// Tokens used in it.
+    #[graphql(deprecation = "use left")]
+    async fn used(&self) -> Option<BigInt> {
+        self.tokens().map(|left| big(left.used))
     }
 
     /// Tokens held for turns that are open.
     async fn reserved(&self) -> BigInt {
-        BigInt(self.0.reserved)
+        BigInt(self.0.reserved_tokens)
     }
 
-    /// Extra tokens, with their ends.
+    /// What was granted on top, with its ends.
     async fn overrides(&self) -> Vec<QuotaOverride> {
-        let overrides: Vec<Override> = serde_json::from_value(self.0.overrides.clone()).unwrap_or_default();
-        let shown = overrides.into_iter().map(|one| QuotaOverride {
-            tokens: BigInt(i64::try_from(one.tokens).unwrap_or(i64::MAX)),
+        let shown = self.0.overrides().into_iter().map(|one| QuotaOverride {
+            unit: one.unit.into(),
+            amount: big(one.amount),
+            tokens: (one.unit == Unit::Tokens).then(|| big(one.amount)),
             expires_at: one.expires_at,
         });
         shown.collect()
@@ -200,12 +204,16 @@ struct QuotaAssignPlanInput {
     conditions: Option<Conditions>,
 }
 
-/// Extra tokens for a person.
+/// More of a unit for a person.
 #[derive(InputObject)]
 struct QuotaGrantOverrideInput {
     person_id: ID,
-    /// At least 1.
-    tokens: BigInt,
+    /// Of what, with `amount`.
+    unit: Option<LimitUnit>,
+    /// At least 1; money in millionths.
+    amount: Option<BigInt>,
+    /// The same as an amount of tokens.
+    tokens: Option<BigInt>,
     /// Must be ahead.
     expires_at: DateTime<Utc>,
     /// 1 to 500 characters, kept in the ledger.
@@ -240,7 +248,7 @@ impl QuotaMutation {
         Ok(QuotaPayload::done(thing, position))
     }
 
-    /// Gives a person extra tokens until a moment.
+    /// Gives a person more of what their plan limits, until a moment.
     #[graphql(guard = "Acts(Permission::ManageQuotas)")]
     async fn quota_grant_override(
         &self,
@@ -250,13 +258,18 @@ impl QuotaMutation {
         let scope = Scope::of(ctx)?;
         let subject: SubjectId = NodeKind::Person.parse(&input.person_id)?;
         let caller = scope.caller(input.conditions)?;
-        let tokens =
-            u64::try_from(input.tokens.0).map_err(|_| ApiError::bad_input("tokens are at least 1"))?;
+        let (unit, amount) = match (input.unit, input.amount, input.tokens) {
+            (Some(unit), Some(amount), None) => (unit, amount),
+            (None, None, Some(tokens)) => (LimitUnit::Tokens, tokens),
+            _ => return Err(ApiError::bad_input("give either a unit and an amount, or tokens")),
+        };
+        let amount = u64::try_from(amount.0).map_err(|_| ApiError::bad_input("an amount is at least 1"))?;
         let reason = or_refused!(QuotaPayload, reason(&input.reason));
         let workspace = scope.identity()?.workspace;
         let quotas = &scope.services.app.quotas;
-        let granted =
-            quotas.grant_override(&caller, workspace, subject, tokens, input.expires_at, reason).await;
+        let granted = quotas
+            .grant_override(&caller, workspace, subject, unit.into(), amount, input.expires_at, reason)
+            .await;
         let executed = or_refused!(QuotaPayload, outcome(&scope, "quota.grant_override", granted).await?);
         let position = executed.receipt.position;
         let thing = scope.written("quotas", position, find(&scope, subject)).await;

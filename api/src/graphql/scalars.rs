@@ -72,6 +72,7 @@ pub(crate) enum NodeKind {
     Conversation,
     Person,
     Quota,
+    Budget,
     Standing,
     Case,
     Operator,
@@ -79,12 +80,13 @@ pub(crate) enum NodeKind {
 }
 
 impl NodeKind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Bot,
         Self::Turn,
         Self::Conversation,
         Self::Person,
         Self::Quota,
+        Self::Budget,
         Self::Standing,
         Self::Case,
         Self::Operator,
@@ -98,6 +100,7 @@ impl NodeKind {
             Self::Conversation => "conversation",
             Self::Person => "person",
             Self::Quota => "quota",
+            Self::Budget => "budget",
             Self::Standing => "standing",
             Self::Case => "case",
             Self::Operator => "operator",

@@ -1,15 +1,19 @@
 //! The caller's workspace and its plans.
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
-use botledger_domain::{PlanName, operator::Permission, quota::PlanTerms};
+use botledger_domain::{
+    PlanName,
+    account::{PlanTerms, Unit},
+    operator::Permission,
+};
 use botledger_projections::WorkspaceRow;
 use chrono::{DateTime, Utc};
 
 use super::{
     Acts, Conditions, Needs, Scope,
     error::{ApiError, ApiResult, UserError, outcome, reason},
+    limit::{self, LimitInput, Period, PlanLimit, big, percents},
     or_refused, payload,
-    quota::Period,
     scalars::{At, BigInt, NodeKind},
 };
 
@@ -17,9 +21,16 @@ use super::{
 #[derive(SimpleObject)]
 pub(crate) struct Plan {
     name: String,
-    /// Tokens a period.
-    tokens: BigInt,
-    period: Period,
+    /// All hold at once.
+    limits: Vec<PlanLimit>,
+    /// Percent of a limit at which people are warned.
+    warn_at_percent: Vec<i32>,
+    /// Tokens a period, of the first limit of tokens.
+    #[graphql(deprecation = "use limits")]
+    tokens: Option<BigInt>,
+    /// Its period.
+    #[graphql(deprecation = "use limits")]
+    period: Option<Period>,
 }
 
 pub(crate) struct Workspace(pub(crate) WorkspaceRow);
@@ -43,10 +54,15 @@ impl Workspace {
 
     /// By name.
     async fn plans(&self) -> Vec<Plan> {
-        let plans = self.0.plans().into_iter().map(|(name, terms)| Plan {
-            name,
-            tokens: BigInt(i64::try_from(terms.tokens).unwrap_or(i64::MAX)),
-            period: terms.period.into(),
+        let plans = self.0.plans().into_iter().map(|(name, terms)| {
+            let tokens = terms.limits.iter().find(|limit| limit.unit == Unit::Tokens);
+            Plan {
+                name,
+                tokens: tokens.map(|limit| big(limit.amount)),
+                period: tokens.map(|limit| limit.period.into()),
+                limits: PlanLimit::all(&terms),
+                warn_at_percent: percents(&terms),
+            }
         });
         plans.collect()
     }
@@ -106,9 +122,14 @@ struct WorkspaceRenameInput {
 struct PlanDefineInput {
     /// 1 to 64 of `a-z 0-9 - _`.
     plan: String,
-    /// At least 1.
-    tokens: BigInt,
-    period: Period,
+    /// All hold at once; no two of one unit and period.
+    limits: Option<Vec<LimitInput>>,
+    /// Percent of a limit at which people are warned, 1 to 99.
+    warn_at_percent: Option<Vec<i32>>,
+    /// With `period` the same as one limit of tokens.
+    tokens: Option<BigInt>,
+    /// With `tokens`.
+    period: Option<Period>,
     conditions: Option<Conditions>,
 }
 
@@ -166,9 +187,16 @@ impl WorkspaceMutation {
         let scope = Scope::of(ctx)?;
         let caller = scope.caller(input.conditions)?;
         let plan = or_refused!(WorkspacePayload, plan_name(&input.plan));
-        let tokens =
-            u64::try_from(input.tokens.0).map_err(|_| ApiError::bad_input("tokens are at least 1"))?;
-        let terms = PlanTerms { tokens, period: input.period.into() };
+        let terms = match (input.limits, input.tokens, input.period) {
+            (Some(limits), None, None) => limit::terms(limits, input.warn_at_percent)?,
+            (None, Some(tokens), Some(period)) => {
+                let tokens =
+                    u64::try_from(tokens.0).map_err(|_| ApiError::bad_input("tokens are at least 1"))?;
+                let one = PlanTerms::tokens(tokens, period.into());
+                PlanTerms { warn_at_percent: limit::warnings(input.warn_at_percent)?, ..one }
+            }
+            _ => return Err(ApiError::bad_input("give either limits, or tokens and a period")),
+        };
         let workspace = scope.identity()?.workspace;
         let defined = scope.services.app.workspaces.define_plan(&caller, workspace, plan, terms).await;
         let executed = or_refused!(WorkspacePayload, outcome(&scope, "plan.define", defined).await?);

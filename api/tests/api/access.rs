@@ -24,7 +24,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 77] = [
+const NEEDS: [(&str, Permission); 82] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -64,6 +64,11 @@ const NEEDS: [(&str, Permission); 77] = [
     ("quotas", ReadOperations),
     ("quotaAssignPlan", ManageQuotas),
     ("quotaGrantOverride", ManageQuotas),
+    ("budget", ReadOperations),
+    ("budgets", ReadOperations),
+    ("budgetSet", ManageQuotas),
+    ("budgetRaise", ManageQuotas),
+    ("budgetRemove", ManageQuotas),
     ("standing", ReadOperations),
     ("standings", ReadOperations),
     ("standingBlock", Moderate),
@@ -105,7 +110,7 @@ const NEEDS: [(&str, Permission); 77] = [
 ];
 
 /// Inputs of which exactly one field is given.
-const ONE_OF: [&str; 1] = ["AccessTargetInput"];
+const ONE_OF: [&str; 2] = ["AccessTargetInput", "HolderInput"];
 
 /// Fields below the root that need `ReadPersonal`, with a query that gets there.
 const PERSONAL: [(&str, &str); 6] = [
@@ -139,11 +144,14 @@ const PLAIN: &str = "
     Event.eventVersion Event.instance Event.leafHash Event.payload Event.source
     Operator.login
     Person.messages
-    Plan.name Plan.tokens
+    LimitLeft.carried LimitLeft.limit LimitLeft.remaining LimitLeft.reserved LimitLeft.used
+    LimitWarning.limit LimitWarning.used
+    Plan.name Plan.tokens PlanLimit.amount PlanLimit.rollOver
     Platform.simulated Platform.version
     Projection.error Projection.name Projection.status
     Quota.plan Quota.planTokens Quota.refusals Quota.reserved Quota.used
-    QuotaOverride.tokens
+    QuotaOverride.amount QuotaOverride.tokens
+    Raise.amount
     RateLimitState.limit RateLimitState.perMinute RateLimitState.remaining
     RateOverride.name RateOverride.reason
     SessionTokens.accessToken SessionTokens.login SessionTokens.refreshToken
@@ -171,11 +179,12 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 62] = [
+const REACHED: [(&str, &str); 67] = [
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
     ("Bot", "manage_bots moderate read_operations"),
     ("BotSettings", "manage_bots moderate read_operations"),
+    ("Budget", "manage_quotas read_operations"),
     ("ChatSession", "moderate read_operations"),
     ("Conversation", "moderate read_operations"),
     ("DetectorModel", "manage_bots moderate read_operations"),
@@ -187,6 +196,8 @@ const REACHED: [(&str, &str); 62] = [
     ("Ladder", "manage_bots manage_policies moderate read_operations"),
     ("LadderPoints", "manage_bots manage_policies moderate read_operations"),
     ("LadderThresholds", "moderate read_operations"),
+    ("LimitLeft", "manage_bots manage_quotas moderate read_operations"),
+    ("LimitWarning", "manage_bots manage_quotas moderate read_operations"),
     ("ModerationCase", "moderate read_operations"),
     ("ModerationOutcome", "moderate"),
     // Of read_operations only where it is read_ledger as well: `node` looks itself.
@@ -194,6 +205,7 @@ const REACHED: [(&str, &str); 62] = [
     ("ParallelAnswers", "manage_bots moderate read_operations"),
     ("Person", "manage_bots moderate read_operations"),
     ("Plan", "manage_bots manage_quotas read_operations read_self"),
+    ("PlanLimit", "manage_bots manage_quotas moderate read_operations read_self"),
     ("Platform", "read_self"),
     ("Policy", "manage_policies read_operations"),
     ("PolicyBlockedWord", "manage_bots manage_policies moderate read_operations"),
@@ -207,6 +219,7 @@ const REACHED: [(&str, &str); 62] = [
     ("Projection", "manage_bots read_operations"),
     ("Quota", "manage_bots manage_quotas moderate read_operations"),
     ("QuotaOverride", "manage_bots manage_quotas moderate read_operations"),
+    ("Raise", "manage_quotas read_operations"),
     ("RateLimit", "manage_bots manage_quotas moderate read_operations"),
     ("RateLimitState", "read_operations"),
     ("RateLimits", "manage_bots moderate read_operations"),

@@ -5,6 +5,7 @@
 
 mod access;
 mod access_lists;
+mod budgets;
 mod http;
 mod moderation;
 mod mutations;

@@ -31,7 +31,7 @@ async fn refresh(platform: &Platform, token: &Value) -> Value {
 }
 
 async fn first_link(platform: &Platform) -> OneTimeSecret {
-    let terms = PlanTerms { tokens: 1_000, period: Period::Day };
+    let terms = PlanTerms::tokens(1_000, Period::Day);
     let plan = PlanName::parse("free").unwrap();
     platform.app.operators.bootstrap_owner(&system(), "home", plan, terms).await.unwrap().unwrap()
 }

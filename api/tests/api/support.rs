@@ -15,13 +15,14 @@ use async_trait::async_trait;
 use botledger_api::{Api, ApiConfig, ApiContext};
 use botledger_commands::{
     App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, IncomingKind, IncomingUpdate,
-    KeyRing, Lease, NewBot, PersonFacts, ProbeError, RateDefaults, StepOutcome, SystemClock, SystemIds,
-    TelegramProbe, execute::execute,
+    KeyRing, Lease, ModerationServices, NewBot, PersonFacts, ProbeError, RateDefaults, StepOutcome,
+    SystemClock, SystemIds, TelegramProbe, execute::execute,
 };
 use botledger_domain::{
     BotId, Clock, InstanceId, ModelName, OperatorId, PlanName, Position, SubjectId, TurnId, WorkspaceId,
     bot::{BotRateLimits, BotSettings, RateLimit, UpdateMode},
     operator::{Login, OperatorCommand, Role},
+    price::PriceList,
     quota::{Period, PlanTerms},
     turn::{Ask, ChatKind, Lane, ReplySource},
 };
@@ -150,11 +151,13 @@ impl Platform {
             gate: GateDefaults {
                 provider: "ollama".to_owned(),
                 model: ModelName::parse("llama3.2").unwrap(),
+                prices: PriceList::default(),
                 rate_limits: BotRateLimits::of_messages(generous, generous, generous),
                 context_exchanges: 20,
                 notice_pause: Duration::from_secs(60),
                 block_notice_pause: Duration::from_secs(60),
             },
+            moderation: ModerationServices::new(),
             rates,
             redis_patience: Duration::from_millis(100),
             instance: InstanceId(Uuid::now_v7()),
@@ -197,7 +200,7 @@ impl Platform {
     /// A workspace of that name with an owner.
     pub(crate) async fn tenant(&self, name: &str) -> Tenant {
         let workspace = WorkspaceId(Uuid::now_v7());
-        let terms = PlanTerms { tokens: 100_000, period: Period::Day };
+        let terms = PlanTerms::tokens(100_000, Period::Day);
         let plan = PlanName::parse("free").unwrap();
         self.app.workspaces.create(&system(), workspace, name.to_owned(), plan, terms).await.unwrap();
         let owner = self.operator(workspace, &format!("{name}-owner"), Role::Owner).await;

@@ -159,7 +159,7 @@ async fn usage_and_status_tell_what_is_left(pool: PgPool) {
     world.ended(1).await;
     let left = world.quota(&instance, &person).await;
     let usage = world.ask(&bot, &person, "/usage").await;
-    assert!(usage.contains(&format!("used in this period: {} tokens", left.used)), "{usage}");
+    assert!(usage.contains(&format!(": {} of ", left.used)), "{usage}");
     let status = world.ask(&bot, &person, "/status").await;
     assert!(status.contains("simulated") && status.contains("session: 1"), "{status}");
     instance.stop().await;

@@ -37,7 +37,7 @@ async fn who_writes_too_fast_is_told_once_when_to_come_back(pool: PgPool) {
 
 #[sqlx::test(migrations = "../migrations")]
 async fn who_has_used_the_quota_up_is_told_when_it_resets(pool: PgPool) {
-    let setup = Setup { terms: PlanTerms { tokens: 300, period: Period::Day }, ..Setup::default() };
+    let setup = Setup { terms: PlanTerms::tokens(300, Period::Day), ..Setup::default() };
     let world = World::with(pool, setup).await;
     let instance = world.instance();
     let bot = world.bot(&instance, "quota_bot").await;

@@ -9,12 +9,15 @@ use std::{
 
 use botledger_bot::{BotConfig, BotRuntime, Telegram, Webhooks};
 use botledger_commands::{
-    App, AppConfig, Caller, GateDefaults, Ids, KeyRing, NewBot, RateDefaults, SystemClock, SystemIds,
+    App, AppConfig, Caller, GateDefaults, Ids, KeyRing, ModerationServices, NewBot, RateDefaults,
+    SystemClock, SystemIds,
 };
 use botledger_domain::{
     BotId, InstanceId, ModelName, PlanName, SubjectId, WorkspaceId,
+    account::LimitLeft,
     bot::{BotRateLimits, BotSettings, RateLimit, UpdateMode},
-    quota::{Period, PlanTerms, QuotaLeft},
+    price::PriceList,
+    quota::{Period, PlanTerms},
 };
 use botledger_journal::JournalConfig;
 use botledger_llm::{Ollama, OllamaLimits};
@@ -76,7 +79,7 @@ impl Default for Setup {
                 retries: 1,
                 ..OllamaLimits::default()
             },
-            terms: PlanTerms { tokens: 100_000_000, period: Period::Day },
+            terms: PlanTerms::tokens(100_000_000, Period::Day),
             bots: BotConfig {
                 poll_timeout: Duration::from_secs(5),
                 call_timeout: Duration::from_secs(5),
@@ -183,7 +186,7 @@ impl World {
         let app = world.app(&world.routes());
         let plan = PlanName::parse("standard").unwrap();
         app.workspaces
-            .create(&system(), world.workspace, "Test".to_owned(), plan, world.setup.terms)
+            .create(&system(), world.workspace, "Test".to_owned(), plan, world.setup.terms.clone())
             .await
             .unwrap();
         world
@@ -216,11 +219,13 @@ impl World {
             gate: GateDefaults {
                 provider: "ollama".to_owned(),
                 model: self.setup.bots.default_model.clone(),
+                prices: PriceList::default(),
                 rate_limits: BotRateLimits::of_messages(often, often, often),
                 context_exchanges: 20,
                 notice_pause: self.setup.notice_pause,
                 block_notice_pause: self.setup.notice_pause,
             },
+            moderation: ModerationServices::new(),
             rates: RateDefaults::default(),
             redis_patience: patience,
             instance: InstanceId(SystemIds.next()),
@@ -361,9 +366,9 @@ impl World {
         instance.app.core.vault.subject_id(self.workspace, person.id)
     }
 
-    pub(crate) async fn quota(&self, instance: &Instance, person: &Person) -> QuotaLeft {
+    pub(crate) async fn quota(&self, instance: &Instance, person: &Person) -> LimitLeft {
         let subject = self.subject(instance, person);
-        instance.app.quotas.left(self.workspace, subject).await.unwrap().unwrap()
+        instance.app.quotas.left(self.workspace, subject).await.unwrap().remove(0)
     }
 
     /// Waits until somebody polls for the bot.

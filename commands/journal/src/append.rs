@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::{any::Any, collections::HashMap, sync::Arc};
 
 use botledger_domain::{BotId, Decide, EventMetadata, Position};
 use chrono::{DateTime, Utc};
@@ -15,6 +15,17 @@ pub struct AppendSet {
     pub(crate) expected: HashMap<(&'static str, String), i64>,
     pub(crate) bodies: Vec<NewBody>,
     pub(crate) fence: Option<(BotId, i64)>,
+    kept: Vec<Kept>,
+}
+
+/// Something that lives as long as a set.
+#[derive(Clone)]
+struct Kept(#[expect(dead_code, reason = "only its end means something")] Arc<dyn Any + Send + Sync>);
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kept")
+    }
 }
 
 /// One event on its way in; texts exactly as they will stand.
@@ -33,7 +44,14 @@ impl AppendSet {
     /// An empty set; every event in it will carry this metadata.
     #[must_use]
     pub fn new(metadata: EventMetadata) -> Self {
-        Self { metadata, events: Vec::new(), expected: HashMap::new(), bodies: Vec::new(), fence: None }
+        Self {
+            metadata,
+            events: Vec::new(),
+            expected: HashMap::new(),
+            bodies: Vec::new(),
+            fence: None,
+            kept: Vec::new(),
+        }
     }
 
     /// Decides on a loaded aggregate, applies the events to it and queues them under its version.
@@ -96,6 +114,12 @@ impl AppendSet {
     /// Lets the set through only while this epoch is the bot's present one.
     pub fn fence(&mut self, bot: BotId, epoch: i64) {
         self.fence = Some((bot, epoch));
+    }
+
+    /// Keeps something until the set was answered or given up, for example the right to be the only one in
+    /// this process who decides about a stream.
+    pub fn keep(&mut self, thing: impl Any + Send + Sync) {
+        self.kept.push(Kept(Arc::new(thing)));
     }
 
     /// Whether there is anything to append.

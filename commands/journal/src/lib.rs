@@ -20,5 +20,5 @@ pub use append::{AppendError, AppendSet, Receipt, StreamVersion};
 pub use body::{Exchange, NewBody, Place, StoredBody};
 pub use journal::{Journal, JournalConfig, JournalError, describe_metrics};
 pub use lease::LeaseOutcome;
-pub use load::Loaded;
+pub use load::{Load, Loaded, Wanted};
 pub use repository::JournalRepository;

@@ -9,8 +9,11 @@ const MESSAGE_OVERHEAD: u64 = 16;
 /// chat template adds is bounded per message.
 #[must_use]
 pub fn worst_case_prompt_tokens(messages: &[ChatTurn]) -> u64 {
-    messages.iter().map(|message| message.content.len() as u64 + MESSAGE_OVERHEAD).sum::<u64>()
-        + MESSAGE_OVERHEAD
+    messages.iter().map(|message| message_tokens(&message.content)).sum::<u64>() + MESSAGE_OVERHEAD
+}
+
+fn message_tokens(content: &str) -> u64 {
+    content.len() as u64 + MESSAGE_OVERHEAD
 }
 
 /// An estimate for a text whose tokens nobody counted: about four bytes a token in English; texts
@@ -58,19 +61,18 @@ pub fn fit_context(
     let mut head: Vec<ChatTurn> = system.map(|text| turn(ChatRole::System, text)).into_iter().collect();
     let last = turn(ChatRole::User, prompt);
     let limit = u64::from(num_ctx.saturating_sub(num_predict));
-    let mut tokens = worst_case_prompt_tokens(&head) + worst_case_prompt_tokens(std::slice::from_ref(&last));
+    let mut tokens = worst_case_prompt_tokens(&head) + message_tokens(prompt);
     if tokens > limit {
         return Err(ContextError::PromptTooLong { tokens, limit });
     }
     let mut kept = Vec::new();
     for (question, answer) in history.iter().rev() {
-        let exchange = [turn(ChatRole::User, question), turn(ChatRole::Assistant, answer)];
-        let size = worst_case_prompt_tokens(&exchange);
+        let size = message_tokens(question) + message_tokens(answer);
         if tokens + size > limit {
             break;
         }
         tokens += size;
-        kept.push(exchange);
+        kept.push([turn(ChatRole::User, question), turn(ChatRole::Assistant, answer)]);
     }
     let dropped_exchanges = history.len() - kept.len();
     head.extend(kept.into_iter().rev().flatten());
@@ -99,7 +101,7 @@ mod tests {
     #[test]
     fn a_message_longer_than_the_window_is_refused_with_its_size() {
         let error = fit_context(None, &[], &"я".repeat(300), 512, 100).expect_err("too long");
-        assert_eq!(error, ContextError::PromptTooLong { tokens: 648, limit: 412 });
+        assert_eq!(error, ContextError::PromptTooLong { tokens: 632, limit: 412 });
     }
 
     proptest! {
@@ -108,7 +110,11 @@ mod tests {
             history in prop::collection::vec((".{0,40}", ".{0,80}"), 0..12), prompt in ".{0,60}", window in 256u32..2048
         ) {
             if let Ok(fitted) = fit_context(Some("system"), &history, &prompt, window, 64) {
-                prop_assert!(worst_case_prompt_tokens(&fitted.messages) + 64 <= u64::from(window));
+                let tokens = worst_case_prompt_tokens(&fitted.messages) + 64;
+                prop_assert!(tokens <= u64::from(window));
+                let same = u32::try_from(tokens).expect("within the window");
+                let again = fit_context(Some("system"), &history, &prompt, same, 64);
+                prop_assert_eq!(again.as_ref(), Ok(&fitted), "what fitted fits into what it takes");
                 prop_assert_eq!(fitted.messages.len(), 2 + 2 * (history.len() - fitted.dropped_exchanges));
             }
         }

@@ -153,6 +153,26 @@ pub fn recall_at(negatives: &[f64], positives: &[f64], rate: f64) -> Option<f64>
     Some(positives.iter().filter(|score| **score > threshold).count() as f64 / positives.len() as f64)
 }
 
+/// Mean precision over the positives, by falling score; equal scores count as one step. `None` without
+/// positives.
+#[must_use]
+pub fn average_precision(negatives: &[f64], positives: &[f64]) -> Option<f64> {
+    let mut ranked: Vec<(f64, bool)> = negatives
+        .iter()
+        .map(|score| (*score, false))
+        .chain(positives.iter().map(|score| (*score, true)))
+        .collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let (mut seen, mut hits, mut sum) = (0.0, 0.0, 0.0);
+    for step in ranked.chunk_by(|a, b| a.0.total_cmp(&b.0).is_eq()) {
+        let new_hits = step.iter().filter(|(_, positive)| *positive).count() as f64;
+        seen += step.len() as f64;
+        hits += new_hits;
+        sum += new_hits * hits / seen;
+    }
+    (!positives.is_empty()).then(|| sum / positives.len() as f64)
+}
+
 /// One bin of a calibration diagram.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bin {

@@ -23,10 +23,12 @@ pub enum Kind {
     Attack,
     Spam,
     Category,
+    /// Models for several questions in one file: see [`bundle`].
+    Several,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Intent, Self::Attack, Self::Spam, Self::Category];
+    const ALL: [Self; 5] = [Self::Intent, Self::Attack, Self::Spam, Self::Category, Self::Several];
 
     /// Its name on the command line and in the file.
     #[must_use]
@@ -36,6 +38,7 @@ impl Kind {
             Self::Attack => "attack",
             Self::Spam => "spam",
             Self::Category => "category",
+            Self::Several => "several",
         }
     }
 }
@@ -60,6 +63,9 @@ pub enum Damage {
     /// Its checksum fits and its content does not: it was made by something else.
     #[error("the model file contradicts itself in {0}")]
     Inconsistent(&'static str),
+    /// A sound file of several models, none of them for this question.
+    #[error("the model file holds several models, none of kind {}", wanted.name())]
+    Without { wanted: Kind },
     /// A sound model for another question.
     #[error("the model file holds a model of kind {}, not {}", found.name(), wanted.name())]
     OtherKind { found: Kind, wanted: Kind },
@@ -236,6 +242,44 @@ impl<'a> Reader<'a> {
     pub fn finish(self) -> Result<(), Damage> {
         if self.left.is_empty() { Ok(()) } else { Err(Damage::Inconsistent("its length")) }
     }
+}
+
+/// Several model files as one; [`part`] finds the one for a question.
+#[must_use]
+pub fn bundle(files: &[Vec<u8>]) -> Vec<u8> {
+    let mut writer = Writer::new(Kind::Several);
+    writer.length(files.len());
+    for file in files {
+        writer.length(file.len());
+        writer.bytes.extend(file);
+    }
+    writer.finish()
+}
+
+/// The model file for a question: `file` itself, or the part of a [`bundle`] that answers it.
+///
+/// # Errors
+/// When the file is none, is damaged, or holds no such model.
+pub fn part(file: &[u8], wanted: Kind) -> Result<&[u8], Damage> {
+    let mut reader = Reader::open(file)?;
+    if reader.kind() != Kind::Several {
+        return if reader.kind() == wanted {
+            Ok(file)
+        } else {
+            Err(Damage::OtherKind { found: reader.kind(), wanted })
+        };
+    }
+    let mut found = None;
+    for _ in 0..reader.length(4)? {
+        let length = reader.length(1)?;
+        let (inner, left) = reader.left.split_at(length);
+        reader.left = left;
+        if Reader::open(inner)?.kind() == wanted {
+            found = Some(inner);
+        }
+    }
+    reader.finish()?;
+    found.ok_or(Damage::Without { wanted })
 }
 
 fn finite(value: f32) -> Result<f32, Damage> {

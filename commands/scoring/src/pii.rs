@@ -213,6 +213,11 @@ impl PiiKinds {
         Self(self.0 & !(1 << kind as u32))
     }
 
+    /// The kinds it holds.
+    pub fn iter(self) -> impl Iterator<Item = PiiKind> {
+        PiiKind::ALL.iter().copied().filter(move |kind| self.contains(*kind))
+    }
+
     /// Whether it holds the kind.
     #[must_use]
     pub fn contains(self, kind: PiiKind) -> bool {

@@ -11,14 +11,19 @@ use std::{
 use async_trait::async_trait;
 use botledger_commands::{
     App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, GateError, IncomingKind,
-    IncomingUpdate, KeyRing, Lease, NewBot, PersonFacts, ProbeError, RateDefaults, SystemIds, TelegramProbe,
+    IncomingUpdate, KeyRing, Lease, ModerationServices, NewBot, PersonFacts, ProbeError, RateDefaults,
+    SystemIds, TelegramProbe,
 };
 use botledger_domain::{
     BotId, Clock, Decide, InstanceId, ModelName, PlanName, Reason, SubjectId, TurnId, WorkspaceId,
+    account::{Amounts, Meter, PlanTerms, Raise},
     bot::{Bot, BotRateLimits, BotSettings, RateLimit, UpdateMode},
+    budget::{Budget, BudgetEvent},
+    budget_share::{BudgetShare, BudgetShareEvent},
     chat_session::ChatSession,
     operator::{Operator, Role},
-    quota::{Period, PlanTerms, Quota, QuotaEvent},
+    price::{Price, PriceList},
+    quota::{Period, Quota, QuotaEvent},
     quota_stream,
     standing::Standing,
     subject::Subject,
@@ -80,7 +85,7 @@ pub(crate) fn plan(name: &str) -> PlanName {
 }
 
 pub(crate) fn daily(tokens: u64) -> PlanTerms {
-    PlanTerms { tokens, period: Period::Day }
+    PlanTerms::tokens(tokens, Period::Day)
 }
 
 pub(crate) fn limits(user: u32, chat: u32, bot: u32) -> BotRateLimits {
@@ -118,6 +123,20 @@ pub(crate) fn redis_at(client: redis::Client) -> ConnectionManager {
 /// Another process on the same database. It works under the role of the running product, so that a
 /// right that is missing shows.
 pub(crate) fn instance_of(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing) -> App {
+    priced_instance(pool, clock, keys, PriceList::default())
+}
+
+fn priced_instance(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing, prices: PriceList) -> App {
+    instance_with(pool, clock, keys, prices, ModerationServices::new())
+}
+
+fn instance_with(
+    pool: &PgPool,
+    clock: Arc<dyn Clock>,
+    keys: KeyRing,
+    prices: PriceList,
+    moderation: ModerationServices,
+) -> App {
     let options = pool.connect_options().as_ref().clone().options([("role", "botledger_writer")]);
     let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options);
     let config = AppConfig {
@@ -126,11 +145,13 @@ pub(crate) fn instance_of(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing) -
         gate: GateDefaults {
             provider: "test".to_owned(),
             model: ModelName::parse("model:1b").unwrap(),
+            prices,
             rate_limits: limits(3, 100, 1_000),
             context_exchanges: 20,
             notice_pause: Duration::from_secs(600),
             block_notice_pause: Duration::from_secs(600),
         },
+        moderation,
         rates: RateDefaults::default(),
         redis_patience: Duration::from_secs(2),
         instance: InstanceId(Uuid::now_v7()),
@@ -164,6 +185,20 @@ impl World {
             Self { pool, app, clock, keys, workspace, bot: BotId(Uuid::nil()), fence: Fence { epoch: 0 } };
         (world.bot, world.fence) = world.run_bot(100, settings).await;
         world
+    }
+
+    /// The same with a model that costs so much, in millionths for a million tokens.
+    pub(crate) fn with_price(self, prompt_per_million: u64, completion_per_million: u64) -> Self {
+        let mut prices = PriceList::default();
+        let price = Price { prompt_per_million, completion_per_million, version: "1".to_owned() };
+        prices.set("test", None, price);
+        Self { app: priced_instance(&self.pool, self.clock.clone(), self.keys.clone(), prices), ..self }
+    }
+
+    /// The same with moderation services that policies may name.
+    pub(crate) fn with_moderation(self, services: ModerationServices) -> Self {
+        let (clock, keys) = (self.clock.clone(), self.keys.clone());
+        Self { app: instance_with(&self.pool, clock, keys, PriceList::default(), services), ..self }
     }
 
     /// Registers, starts and holds one more bot.
@@ -298,8 +333,71 @@ pub(crate) async fn event_types(pool: &PgPool, aggregate_type: &str, id: &str) -
     .unwrap()
 }
 
-/// L5 at every prefix of the log: sums what each quota event says, by itself, and checks that no
-/// reservation ever stood above plan plus running overrides. Gives what is held in the end, over all.
+/// What a test with one limit of tokens wants to know.
+pub(crate) trait Tokens {
+    fn used(&self) -> u64;
+    fn held(&self) -> u64;
+}
+
+impl Tokens for Quota {
+    fn used(&self) -> u64 {
+        self.account.meters[0].used
+    }
+
+    fn held(&self) -> u64 {
+        self.reserved().tokens
+    }
+}
+
+/// Limits as an auditor counts: by what each event says, and by nothing that was decided on.
+#[derive(Default)]
+struct Books {
+    terms: Option<PlanTerms>,
+    meters: Vec<Meter>,
+    charges: Vec<(DateTime<Utc>, Amounts)>,
+    held: BTreeMap<Uuid, Amounts>,
+    raises: Vec<Raise>,
+}
+
+impl Books {
+    fn hold(&mut self, reservation: Uuid, amounts: Amounts, at: DateTime<Utc>) {
+        assert!(self.held.insert(reservation, amounts).is_none(), "{reservation} holds twice");
+        let terms = self.terms.as_ref().expect("nobody holds what nobody granted");
+        for (limit, meter) in terms.limits.iter().zip(&self.meters) {
+            assert!(at < meter.window.end, "held in a window that is over");
+            let running =
+                self.raises.iter().filter(|raise| raise.unit == limit.unit && at < raise.expires_at);
+            let granted = limit.amount + meter.carried + running.map(|raise| raise.amount).sum::<u64>();
+            let held: u64 = self.held.values().map(|amounts| amounts.of(limit.unit)).sum();
+            let used = self.charged_in(meter.window.start).of(limit.unit);
+            assert!(
+                used + held <= granted,
+                "{limit:?} is overshot: {used} used, {held} held, {granted} granted"
+            );
+        }
+    }
+
+    fn charged_in(&self, start: DateTime<Utc>) -> Amounts {
+        Amounts::sum(self.charges.iter().filter(|(at, _)| *at >= start).map(|(_, amounts)| amounts))
+    }
+
+    fn settle(&mut self, reservation: Uuid, charged: Amounts, at: DateTime<Utc>) {
+        let held = self.held.remove(&reservation).expect("settles a hold");
+        assert!(held.covers(charged), "charged above the hold");
+        self.charges.push((at, charged));
+    }
+
+    fn release(&mut self, reservation: Uuid, held: Amounts) {
+        assert_eq!(self.held.remove(&reservation), Some(held));
+    }
+
+    fn sum_held(&self) -> Amounts {
+        Amounts::sum(self.held.values())
+    }
+}
+
+/// L5 of people at every prefix of the log: no reservation ever stood above what was granted. Gives the
+/// tokens that are held in the end, over all.
 pub(crate) async fn audit_quotas(pool: &PgPool) -> u64 {
     let rows: Vec<(String, String)> = sqlx::query_as(
         "SELECT aggregate_id, payload::text FROM events WHERE aggregate_type = 'quota' ORDER BY position",
@@ -307,52 +405,86 @@ pub(crate) async fn audit_quotas(pool: &PgPool) -> u64 {
     .fetch_all(pool)
     .await
     .unwrap();
-    #[derive(Default)]
-    struct Sums {
-        plan: u64,
-        used: u64,
-        held: BTreeMap<Uuid, u64>,
-        grants: Vec<(u64, DateTime<Utc>)>,
-    }
-    let mut people: BTreeMap<String, Sums> = BTreeMap::new();
+    let mut people: BTreeMap<String, Books> = BTreeMap::new();
     for (id, payload) in rows {
-        let sums = people.entry(id).or_default();
+        let books = people.entry(id).or_default();
         let reported = match serde_json::from_str(&payload).unwrap() {
-            QuotaEvent::PlanAssigned { terms, used, .. } => {
-                (sums.plan, sums.used) = (terms.tokens, used);
+            QuotaEvent::PlanAssigned { terms, meters, .. } => {
+                (books.terms, books.meters) = (Some(terms), meters);
                 continue;
             }
-            QuotaEvent::PeriodRolled { used, reserved, .. } => {
-                sums.used = 0;
-                (used, reserved)
+            QuotaEvent::PeriodRolled { meters, reserved, .. } => {
+                books.meters = meters;
+                reserved
             }
-            QuotaEvent::TokensReserved { reservation, tokens, used, reserved, reserved_at } => {
-                assert!(sums.held.insert(reservation.uuid(), tokens).is_none(), "held twice: {payload}");
-                let granted: u64 =
-                    sums.grants.iter().filter(|(_, end)| reserved_at < *end).map(|(tokens, _)| tokens).sum();
-                let held: u64 = sums.held.values().sum();
-                assert!(sums.used + held <= sums.plan + granted, "overshot: {payload}");
-                (used, reserved)
+            QuotaEvent::TokensReserved { reservation, held, reserved, reserved_at } => {
+                books.hold(reservation.uuid(), held, reserved_at);
+                reserved
             }
-            QuotaEvent::TokensSettled { reservation, charged, used, reserved, .. } => {
-                let held = sums.held.remove(&reservation.uuid()).expect("settles a hold");
-                assert!(charged <= held, "charged above the hold: {payload}");
-                sums.used += charged;
-                (used, reserved)
+            QuotaEvent::TokensSettled { reservation, charged, used, reserved, settled_at, .. } => {
+                books.settle(reservation.uuid(), charged, settled_at);
+                for (meter, used) in books.meters.iter().zip(used) {
+                    assert_eq!(books.charged_in(meter.window.start).of(meter.unit), used, "{payload}");
+                }
+                reserved
             }
-            QuotaEvent::TokensReleased { reservation, tokens, used, reserved, .. } => {
-                assert_eq!(sums.held.remove(&reservation.uuid()), Some(tokens));
-                (used, reserved)
+            QuotaEvent::TokensReleased { reservation, held, reserved, .. } => {
+                books.release(reservation.uuid(), held);
+                reserved
             }
-            QuotaEvent::OverrideGranted { tokens, expires_at, .. } => {
-                sums.grants.push((tokens, expires_at));
+            QuotaEvent::OverrideGranted { unit, amount, expires_at, .. } => {
+                books.raises.push(Raise { unit, amount, expires_at });
                 continue;
             }
-            QuotaEvent::QuotaExceeded { .. } => continue,
+            QuotaEvent::QuotaExceeded { .. } | QuotaEvent::QuotaWarned { .. } => continue,
         };
-        assert_eq!(reported, (sums.used, sums.held.values().sum()), "{payload}");
+        assert_eq!(reported, books.sum_held(), "{payload}");
     }
-    people.values().flat_map(|sums| sums.held.values()).sum()
+    people.values().map(|books| books.sum_held().tokens).sum()
+}
+
+/// L5 of budgets at every prefix of the log, over all their shares. Gives what is held and what was ever
+/// charged, over all.
+pub(crate) async fn audit_budgets(pool: &PgPool) -> (Amounts, Amounts) {
+    let rows: Vec<(String, String, String)> = sqlx::query_as(
+        "SELECT aggregate_type, aggregate_id, payload::text FROM events
+         WHERE aggregate_type IN ('budget', 'budget_share') ORDER BY position",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    let mut budgets: BTreeMap<String, Books> = BTreeMap::new();
+    for (kind, id, payload) in rows {
+        if kind == "budget" {
+            let books = budgets.entry(id).or_default();
+            match serde_json::from_str(&payload).unwrap() {
+                BudgetEvent::BudgetSet { terms, meters, .. } => {
+                    (books.terms, books.meters) = (Some(terms), meters);
+                }
+                BudgetEvent::BudgetRolled { meters, .. } => books.meters = meters,
+                BudgetEvent::BudgetRaised { unit, amount, expires_at, .. } => {
+                    books.raises.push(Raise { unit, amount, expires_at });
+                }
+                _ => {}
+            }
+            continue;
+        }
+        match serde_json::from_str(&payload).unwrap() {
+            BudgetShareEvent::MoneyReserved { budget, reservation, held, reserved_at, .. } => {
+                budgets.entry(budget.to_string()).or_default().hold(reservation.uuid(), held, reserved_at);
+            }
+            BudgetShareEvent::MoneySettled { budget, reservation, charged, settled_at, .. } => {
+                budgets.get_mut(&budget.to_string()).unwrap().settle(reservation.uuid(), charged, settled_at);
+            }
+            BudgetShareEvent::MoneyReleased { budget, reservation, held, .. } => {
+                budgets.get_mut(&budget.to_string()).unwrap().release(reservation.uuid(), held);
+            }
+            BudgetShareEvent::ShareGranted { .. } | BudgetShareEvent::ShareReported { .. } => {}
+        }
+    }
+    let held = budgets.values().map(Books::sum_held).fold(Amounts::default(), Amounts::plus);
+    let charged = budgets.values().flat_map(|books| &books.charges).map(|(_, amounts)| amounts);
+    (held, Amounts::sum(charged))
 }
 
 /// Every stream of the ledger, read anew, makes the state this process has in memory.
@@ -376,6 +508,8 @@ pub(crate) async fn replays_to_the_same(app: &App, pool: &PgPool) {
     for (aggregate_type, id) in streams {
         match aggregate_type.as_str() {
             "access_list" => same::<botledger_domain::access_list::AccessList>(app, &anew, &id).await,
+            "budget" => same::<Budget>(app, &anew, &id).await,
+            "budget_share" => same::<BudgetShare>(app, &anew, &id).await,
             "bot" => same::<Bot>(app, &anew, &id).await,
             "chat_session" => same::<ChatSession>(app, &anew, &id).await,
             "operator" => same::<Operator>(app, &anew, &id).await,

@@ -30,6 +30,13 @@ fn admission() -> Admission {
     Admission {
         reservation: id(8),
         reserved_tokens: 700,
+        price: Price {
+            prompt_per_million: 1_000_000,
+            completion_per_million: 3_000_000,
+            version: "1".to_owned(),
+        },
+        reserved_money: 2_100,
+        budgets: vec![],
         session: 1,
         context_epoch: 0,
         provider: "ollama".to_owned(),
@@ -79,6 +86,7 @@ fn a_model_may_answer_only_what_was_admitted() {
             source: model_source(),
             body: body(10),
             latency_ms: 12,
+            cost: 25,
             generated_at: later(1),
         }]);
 }
@@ -92,6 +100,7 @@ fn the_platform_answers_without_admission() {
             source: ReplySource::Platform,
             body: body(10),
             latency_ms: 12,
+            cost: 0,
             generated_at: noon(),
         }]);
 }
@@ -102,8 +111,9 @@ fn a_silent_refusal_ends_the_turn_and_a_told_one_waits_for_its_notice() {
     for (notify, phase) in [(false, TurnPhase::Refused), (true, TurnPhase::RefusalPending)] {
         let mut turn = Turn::default();
         turn.record(received());
-        for event in
-            turn.decide(TurnCommand::Refuse { reason: reason.clone(), notify }, noon()).expect("allowed")
+        for event in turn
+            .decide(TurnCommand::Refuse { reason: reason.clone(), notify, notices: vec![] }, noon())
+            .expect("allowed")
         {
             turn.record(event);
         }
@@ -151,7 +161,8 @@ fn any_command() -> impl Strategy<Value = TurnCommand> {
         Just(TurnCommand::Admit(admission())),
         any::<bool>().prop_map(|notify| TurnCommand::Refuse {
             reason: RefusalReason::TooLong { tokens: 9, limit: 8 },
-            notify
+            notify,
+            notices: vec![]
         }),
         Just(answer(model_source())),
         Just(answer(ReplySource::Platform)),

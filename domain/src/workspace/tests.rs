@@ -13,7 +13,7 @@ fn plan(name: &str) -> PlanName {
 }
 
 fn terms(tokens: u64) -> PlanTerms {
-    PlanTerms { tokens, period: Period::Day }
+    PlanTerms::tokens(tokens, Period::Day)
 }
 
 fn create() -> WorkspaceCommand {
@@ -54,7 +54,7 @@ fn a_plan_that_grants_nothing_is_refused() {
     Workspaces::with(clock_at(noon()))
         .given(created())
         .when(WorkspaceCommand::DefinePlan { plan: plan("none"), terms: terms(0) })
-        .then_expect_error(WorkspaceError::EmptyPlan);
+        .then_expect_error(WorkspaceError::Terms(TermsError::Empty));
 }
 
 #[test]

@@ -61,6 +61,7 @@ impl Serve {
         let public = listen("http.listen", &config.http.listen).await?;
         let admin = listen("http.admin_listen", &config.http.admin_listen).await?;
         let platform = Platform::open(&config)?;
+        platform.app.gate.warm_up();
 
         let (admin_stop, stopping) = (CancellationToken::new(), CancellationToken::new());
         let render = metrics.clone();

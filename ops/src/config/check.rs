@@ -46,6 +46,11 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     );
     f.range("ollama.retries", u64::from(config.ollama.retries), 0, 10);
     f.range("ollama.max_answer_bytes", config.ollama.max_answer_bytes as u64, 4_096, 64 * 1024 * 1024);
+    f.optional_url("moderation.openai_url", &config.moderation.openai_url, &["http", "https"]);
+    f.length("moderation.openai_model", &config.moderation.openai_model, 200);
+    if config.moderation.guard_model.chars().count() > 200 {
+        f.add("moderation.guard_model", "must have at most 200 characters");
+    }
     f.bucket("limits.user", config.limits.user);
     f.bucket("limits.chat", config.limits.chat);
     f.bucket("limits.bot", config.limits.bot);
@@ -58,6 +63,17 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     f.range("quota.tokens", config.quota.tokens, 1, i64::MAX as u64);
     if !["minute", "hour", "day", "week", "month"].contains(&config.quota.period.as_str()) {
         f.add("quota.period", "must be minute, hour, day, week or month");
+    }
+    if let Err(part) = config.quota.warnings() {
+        f.add("quota.warn_at_percent", &format!("holds {part}, which is no percentage from 1 to 99"));
+    }
+    f.length("prices.currency", &config.prices.currency, 16);
+    f.length("prices.version", &config.prices.version, 64);
+    if let Err(part) = config.prices.list() {
+        f.add(
+            "prices.models",
+            &format!("holds {part}, which does not read provider/model=prompt:completion"),
+        );
     }
     f.range("keys.master_key_version", u64::from(config.keys.master_key_version), 1, 1_000_000);
     if let Err(reason) = config.keys.previous() {
@@ -210,9 +226,12 @@ mod tests {
         config.http.trusted_proxies = "127.0.0.1, proxy".to_owned();
         config.telegram.api_url = "ftp://x".to_owned();
         config.telegram.poll_timeout_s = 51;
+        config.moderation.openai_url = "api.openai.com".to_owned();
         config.limits.user.burst = 0;
         config.rate_limits.processes = 0;
         config.quota.period = "fortnight".to_owned();
+        config.quota.warn_at_percent = "80, 100".to_owned();
+        config.prices.models = "ollama/*=0:0, ollama/llama3.2=cheap".to_owned();
         config.log.level = "info,=,".to_owned();
         config.database.url = Secret::new("mysql://root:hunter2@x");
         config.keys.master_key = Secret::new("abc");
@@ -228,9 +247,12 @@ mod tests {
                 "http.trusted_proxies",
                 "telegram.api_url",
                 "telegram.poll_timeout_s",
+                "moderation.openai_url",
                 "limits.user.burst",
                 "rate_limits.processes",
                 "quota.period",
+                "quota.warn_at_percent",
+                "prices.models",
                 "log.level",
                 "database.url",
                 "keys.master_key",

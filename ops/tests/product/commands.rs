@@ -35,7 +35,10 @@ async fn read_commands_speak_json(pool: PgPool) {
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(types, ["message_received", "turn_admitted", "reply_generated", "reply_delivered"]);
+    assert_eq!(
+        types,
+        ["message_received", "message_scored", "turn_admitted", "reply_generated", "reply_delivered"]
+    );
     let newest = house.told(&["events", "--newest", "--limit", "1", "--type", "reply_delivered"]).await;
     assert!(newest.contains("reply_delivered") && newest.lines().count() == 1, "{newest}");
     house.told(&["bot", "stop", BOT, "--reason", "a test"]).await;
@@ -55,7 +58,10 @@ async fn a_changed_row_is_found_and_repaired_by_replay(pool: PgPool) {
     house.telegram.say(BOT, &Person::number(4), "hello there").unwrap();
     house.all_ended(1).await;
     house.assert_replay_agrees().await;
-    sqlx::query("UPDATE read.quotas SET used = used - 1").execute(&house.pool).await.unwrap();
+    sqlx::query("UPDATE read.quotas SET reserved_money = reserved_money + 1")
+        .execute(&house.pool)
+        .await
+        .unwrap();
     let verified = house.run(&["replay", "quotas", "--verify"]).await;
     assert_eq!(verified.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&verified.stdout).contains("1 rows DIFFER"), "{verified:?}");

@@ -60,8 +60,8 @@ async fn rows_that_are_missing_or_too_many_are_found_too(pool: PgPool) {
     let quotas: Arc<dyn Projection> = Arc::new(QuotasProjection);
     filled(&pool, &quotas).await;
     sqlx::query(
-        "INSERT INTO read.quotas SELECT gen_random_uuid(), workspace, gen_random_uuid(), plan, plan_tokens, period,
-            window_start, window_end, used, reserved, overrides, refusals, 1000000, updated_position
+        "INSERT INTO read.quotas SELECT gen_random_uuid(), workspace, gen_random_uuid(), plan, terms, meters,
+            reserved_tokens, reserved_messages, reserved_money, overrides, warnings, refusals, 1000000, updated_position
          FROM read.quotas LIMIT 1",
     )
     .execute(&pool)

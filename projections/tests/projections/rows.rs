@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use botledger_domain::{Position, quota::Override};
+use botledger_domain::{
+    Position,
+    account::{Mark, Warning},
+};
 use botledger_projections::{
     BotsProjection, ConversationFilter, ConversationsProjection, DirectoryProjection, PeopleProjection,
     Projection, QuotasProjection, StandingsProjection, TurnsProjection, all, bot, bot_as_of, conversation,
@@ -74,17 +77,18 @@ async fn a_quotas_row_says_what_the_quota_says(pool: PgPool) {
     let desk = played(&pool, QuotasProjection, &script).await;
     for (loaded, subject) in desk.quotas.iter().zip(&desk.subjects) {
         let row = quota_of(&pool, id(subject)).await.unwrap();
-        let Some((plan, terms)) = &loaded.state.plan else {
+        let Some(plan) = &loaded.state.plan else {
             assert_eq!(row, None);
             continue;
         };
-        let (row, state) = (row.unwrap(), &loaded.state);
-        assert_eq!((row.plan.as_str(), row.plan_tokens as u64), (plan.as_str(), terms.tokens), "{script:?}");
-        assert_eq!((row.used as u64, row.reserved as u64), (state.used, state.reserved()));
-        let window = state.window.unwrap();
-        assert_eq!((row.window_start, row.window_end), (window.start, window.end));
-        let overrides: Vec<Override> = serde_json::from_value(row.overrides.clone()).unwrap();
-        assert_eq!(overrides, state.overrides);
+        let (row, account) = (row.unwrap(), &loaded.state.account);
+        assert_eq!((row.plan.as_str(), row.terms()), (plan.as_str(), account.terms.clone()), "{script:?}");
+        assert_eq!((row.meters(), row.reserved()), (account.meters.clone(), account.held()));
+        assert_eq!(row.overrides(), account.raises);
+        let given =
+            |warning: &Warning| Mark { unit: warning.unit, period: warning.period, percent: warning.percent };
+        assert_eq!(row.warnings().iter().map(given).collect::<Vec<_>>(), account.marks);
+        assert_eq!(row.left(), account.left_at(account.meters[0].window.start));
         let as_of =
             quota_as_of(&pool, desk.workspace_id(), id(subject), Position(row.updated_position)).await;
         assert_eq!(as_of.unwrap(), Some(row));
@@ -184,7 +188,8 @@ async fn operators_and_workspaces_are_listed_as_they_are(pool: PgPool) {
         assert_eq!(Some(&row.name), state.name.as_ref());
         assert_eq!(row.default_plan.as_deref(), state.default_plan.as_ref().map(|plan| plan.as_str()));
         let plans: Vec<_> = row.plans().into_iter().collect();
-        let of_state: Vec<_> = state.plans.iter().map(|(plan, terms)| (plan.to_string(), *terms)).collect();
+        let of_state: Vec<_> =
+            state.plans.iter().map(|(plan, terms)| (plan.to_string(), terms.clone())).collect();
         assert_eq!(plans, of_state);
     }
 }

@@ -11,6 +11,7 @@ use botledger_domain::{
     Actor, BodyId, BodyRef, BotId, ConversationId, Decide, EventMetadata, InstanceId, KeyPurpose, Language,
     ModelName, OperatorId, PlanName, Position, Reason, RecordedEvent, ReservationId, Sealed, SubjectId,
     TurnId, WorkspaceId,
+    account::{Amounts, Unit},
     bot::{Bot, BotCommand, BotSettings, BotUsername, LeaseEnd, UpdateMode},
     chat_session::{ChatSession, ChatSessionCommand},
     operator::{Login, Operator, OperatorCommand, Role},
@@ -19,6 +20,7 @@ use botledger_domain::{
         Severity,
     },
     policy_stream,
+    price::Price,
     quota::{Period, PlanTerms, Quota, QuotaCommand, ReleaseCause},
     quota_stream,
     signal::{Detector, Findings, IntentFinding, Signal, SignalLevel, TextSpan},
@@ -142,7 +144,7 @@ fn plan(n: u8) -> PlanName {
 
 fn terms(n: u8) -> PlanTerms {
     let period = [Period::Minute, Period::Hour, Period::Day, Period::Month][usize::from(n % 4)];
-    PlanTerms { tokens: 100 + u64::from(n), period }
+    PlanTerms { warn_at_percent: vec![50], ..PlanTerms::tokens(100 + u64::from(n), period) }
 }
 
 /// A message of that person: clean, or whatever there is to hold against one, now and then on trial.
@@ -376,7 +378,8 @@ impl Desk {
         let by = OperatorId(Uuid::nil());
         let command = if b.is_multiple_of(3) {
             QuotaCommand::GrantOverride {
-                tokens: u64::from(b) + 1,
+                unit: Unit::Tokens,
+                amount: u64::from(b) + 1,
                 expires_at: self.now + TimeDelta::minutes(i64::from(b)),
                 reason: reason(a),
                 by,
@@ -519,7 +522,7 @@ impl Desk {
         let (bot_id, subject_id) = (id(&self.bots[bot]), id(&self.subjects[subject]));
         let reservation: ReservationId = id(&self.turns[turn]);
         let model = ModelName::parse(["llama3.2:3b", "qwen3:4b"][usize::from(a % 2)]).unwrap();
-        let held = self.quotas[subject].state.reservations.contains_key(&reservation);
+        let held = self.quotas[subject].state.account.holds.contains_key(&reservation);
         let command = match b % 10 {
             9 => TurnCommand::Score {
                 policy: PolicyRef {
@@ -539,11 +542,15 @@ impl Desk {
                 let _ = self.set.decide(chat, ensure, self.now);
                 let session = chat.state.current;
                 let tokens = u64::from(b) + 1;
-                let reserve = QuotaCommand::Reserve { reservation, tokens };
+                let reserve =
+                    QuotaCommand::Reserve { reservation, asked: Amounts { tokens, messages: 1, money: 0 } };
                 let _ = self.set.decide(&mut self.quotas[subject], reserve, self.now);
                 TurnCommand::Admit(Admission {
                     reservation,
                     reserved_tokens: tokens,
+                    price: Price::default(),
+                    reserved_money: 0,
+                    budgets: vec![],
                     session,
                     context_epoch: 0,
                     provider: "ollama".to_owned(),
@@ -558,12 +565,16 @@ impl Desk {
                     _ => RefusalReason::TooLong { tokens: 9_000, limit: 4_096 },
                 },
                 notify: a.is_multiple_of(2),
+                notices: vec![],
             },
             3 => match self.turns[turn].state.admission.clone() {
                 Some(admission) => {
                     if held {
-                        let settle =
-                            QuotaCommand::Settle { reservation, actual: u64::from(a), estimated: false };
+                        let settle = QuotaCommand::Settle {
+                            reservation,
+                            actual: Amounts::only(Unit::Tokens, u64::from(a)),
+                            estimated: false,
+                        };
                         let _ = self.set.decide(&mut self.quotas[subject], settle, self.now);
                     }
                     TurnCommand::Answer {

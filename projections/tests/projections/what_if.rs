@@ -143,7 +143,8 @@ impl Street {
             };
         }
         if let Some(reason) = refusal.clone() {
-            set.decide(&mut turn, TurnCommand::Refuse { reason, notify: false }, now).unwrap();
+            set.decide(&mut turn, TurnCommand::Refuse { reason, notify: false, notices: vec![] }, now)
+                .unwrap();
         }
         self.journal.append(set).await.unwrap();
         refusal.as_ref().map(Into::into)

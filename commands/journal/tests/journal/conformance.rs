@@ -145,7 +145,7 @@ async fn cqrs_es_works_on_the_journal_and_postgres_es_reads_what_it_wrote(pool: 
     let told_by: HashMap<String, String> =
         serde_json::from_value(serde_json::to_value(metadata()).unwrap()).unwrap();
     let plan = PlanName::parse("free").unwrap();
-    let terms = PlanTerms { tokens: 10, period: Period::Day };
+    let terms = PlanTerms::tokens(10, Period::Day);
     let create = WorkspaceCommand::Create { name: "Ателье".to_owned(), plan, terms };
     framework.execute_with_metadata(&id, create, told_by.clone()).await.unwrap();
     let rename = |name: &str| WorkspaceCommand::Rename { name: name.to_owned() };

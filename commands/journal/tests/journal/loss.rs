@@ -16,8 +16,8 @@ use chrono::TimeDelta;
 use sqlx::PgPool;
 
 use crate::support::{
-    assert_whole, journal, keyed, length, metadata, noon, open_session, set_on, set_with, stream, until,
-    waiting_for_the_lock,
+    assert_whole, journal, keyed, length, metadata, noon, open_session, set_on, set_with, stream, take_back,
+    until, waiting_for_the_lock,
 };
 
 async fn kill_the_writers_connections(pool: &PgPool) -> usize {
@@ -133,14 +133,6 @@ async fn a_ledger_out_of_reach_is_said_to_be_and_comes_back(pool: PgPool) {
     until("the key is accepted", async || journal.append(set_with(keyed("k"), target, 0, 1)).await.is_ok())
         .await;
     assert_eq!(length(&pool, target).await, 1);
-}
-
-/// What a crash of the server does to commits that were not flushed.
-async fn take_back(pool: &PgPool, above: i64) {
-    let mut tx = pool.begin().await.unwrap();
-    sqlx::query("SET LOCAL session_replication_role = replica").execute(&mut *tx).await.unwrap();
-    sqlx::query("DELETE FROM events WHERE position > $1").bind(above).execute(&mut *tx).await.unwrap();
-    tx.commit().await.unwrap();
 }
 
 #[sqlx::test(migrations = "../../migrations")]

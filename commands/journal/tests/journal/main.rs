@@ -11,3 +11,4 @@ mod model;
 mod order;
 mod sets;
 mod support;
+mod together;

@@ -190,3 +190,11 @@ pub(crate) async fn assert_whole(pool: &PgPool) -> Vec<Stored> {
     assert_eq!(left_of_set, 0, "the last set is whole");
     events
 }
+
+/// What a crash of the server does to commits that were not flushed.
+pub(crate) async fn take_back(pool: &PgPool, above: i64) {
+    let mut tx = pool.begin().await.unwrap();
+    sqlx::query("SET LOCAL session_replication_role = replica").execute(&mut *tx).await.unwrap();
+    sqlx::query("DELETE FROM events WHERE position > $1").bind(above).execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+}

@@ -242,10 +242,16 @@ pub(super) fn train(texts: &[Counts], classes: &[usize], intents: usize, false_r
         inside.push(look.signals.score());
         if look.best == *class { right.push(look.lead) } else { wrong.push(look.lead) }
     }
-    let border = upper_quantile(&inside, 1.0 - false_rejection).unwrap_or(0.0);
+    // With a handful of examples the held-out ones share nothing with the rest. A text that shares nothing
+    // with any example is out of scope all the same.
+    let nothing = separator.look(&separator.encode_text(&Counts::default())).signals.score();
+    let border = upper_quantile(&inside, 1.0 - false_rejection).unwrap_or(nothing).min(nothing - SOMETHING);
     let oos = Platt::fit_through(&inside, &outside, border);
     Outcome { separator, oos, right: Platt::fit(&wrong, &right) }
 }
+
+/// How much closer than nothing at all a text has to be to be in scope.
+const SOMETHING: f64 = 0.05;
 
 /// The part of cross-validation each example is in; `None` for the only example of an intent, which
 /// cannot be left out.

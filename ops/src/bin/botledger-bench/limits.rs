@@ -16,7 +16,7 @@ use crate::{Effort, Row, median, told};
 /// Decisions under way at once.
 const AT_ONCE: usize = 64;
 
-fn redis() -> Result<ConnectionManager> {
+pub(crate) fn redis() -> Result<ConnectionManager> {
     let url = std::env::var("REDIS_URL").context("run it as ops/bench, which starts what it needs")?;
     let patience = Some(Duration::from_secs(5));
     let settings = ConnectionManagerConfig::new().set_response_timeout(patience);

@@ -4,6 +4,7 @@
 //! that slows down slows both. To add a measurement: a file with a function that gives [`Row`]s.
 
 mod append;
+mod budget;
 mod limits;
 mod rebuild;
 mod turns;
@@ -50,8 +51,10 @@ async fn main() -> Result<()> {
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => effort = Effort { round: Duration::from_secs(1), rounds: 1 },
-            "append" | "limits" | "turns" | "rebuild" => parts.push(argument),
-            other => bail!("{other} is not known: ops/bench [--quick] [append|limits|turns|rebuild ...]"),
+            "append" | "limits" | "budget" | "turns" | "rebuild" => parts.push(argument),
+            other => {
+                bail!("{other} is not known: ops/bench [--quick] [append|limits|budget|turns|rebuild ...]")
+            }
         }
     }
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
@@ -64,6 +67,9 @@ async fn main() -> Result<()> {
     }
     if wanted("limits") {
         rows.extend(limits::rows(effort).await?);
+    }
+    if wanted("budget") {
+        rows.extend(budget::rows(&pool, effort).await?);
     }
     if wanted("turns") {
         rows.extend(turns::rows(&pool, &url, effort).await?);
