@@ -5,7 +5,7 @@
 mod replay;
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
 };
 
@@ -87,7 +87,7 @@ pub enum Limit {
     Intents,
     /// The terms block words that the version that judged did not: texts are not searched again.
     BlockedWords,
-    /// The terms ask a moderation service that was not asked.
+    /// The terms ask other moderation services than those that were asked.
     Moderation,
 }
 
@@ -235,7 +235,7 @@ pub async fn what_if(pool: &PgPool, question: &WhatIf) -> Result<WhatIfReport, W
             .await?;
     let mut report = Reporter::new(question, Position(upto.unwrap_or(0)));
     let writers: Vec<WriterRow> = sqlx::query_as(&format!(
-        "SELECT bot_id, subject, count(*) AS messages FROM turns WHERE {ASKED} GROUP BY 1, 2 ORDER BY 1, 2"
+        "SELECT bot_id, subject, count(*) AS messages FROM turns WHERE {ASKED} GROUP BY 1, 2 ORDER BY 2, 1"
     ))
     .bind(question.workspace.uuid())
     .bind(question.bot.map(BotId::uuid))
@@ -272,25 +272,29 @@ async fn heard_from(
     writers: &[WriterRow],
     terms: &mut TermsOf,
 ) -> Result<BTreeMap<Who, Vec<Heard>>, WhatIfError> {
-    let (bots, people): (Vec<Uuid>, Vec<Uuid>) =
-        writers.iter().map(|writer| (writer.bot_id, writer.subject)).unzip();
+    let together: BTreeSet<Who> =
+        writers.iter().map(|writer| (BotId(writer.bot_id), SubjectId(writer.subject))).collect();
+    let people: Vec<Uuid> = writers.iter().map(|writer| writer.subject).collect();
     let rows: Vec<HeardRow> = sqlx::query_as(&format!(
         "SELECT turn_id, bot_id, subject, refusal_kind, policy_owner, policy_version, policy_dry_run, findings,
              scored_at, received_at, decided_at, created_position
-         FROM turns WHERE {ASKED} AND (bot_id, subject) IN (SELECT * FROM unnest($5::uuid[], $6::uuid[]))
-         ORDER BY created_position"
+         FROM turns WHERE {ASKED} AND subject = ANY($5) ORDER BY created_position"
     ))
     .bind(question.workspace.uuid())
     .bind(question.bot.map(BotId::uuid))
     .bind(question.from)
     .bind(question.until)
-    .bind(bots)
     .bind(people)
     .fetch_all(&mut *tx)
     .await?;
     let mut heard: BTreeMap<Who, Vec<Heard>> = BTreeMap::new();
     for row in rows {
         let bot = BotId(row.bot_id);
+        let who = (bot, SubjectId(row.subject));
+        if !together.contains(&who) {
+            // The same person with another bot has another standing, and a turn of its own.
+            continue;
+        }
         let policy = row.policy_owner.as_deref().and_then(|owner| {
             Some(PolicyRef {
                 owner: owner.parse().ok()?,
@@ -307,13 +311,14 @@ async fn heard_from(
             }
             _ => None,
         };
-        heard.entry((bot, SubjectId(row.subject))).or_default().push(Heard {
+        heard.entry(who).or_default().push(Heard {
             turn: TurnId(row.turn_id),
             position: row.created_position,
             received_at: row.received_at,
             at: row.scored_at.or(row.decided_at).unwrap_or(row.received_at),
             judged,
             outcome: recorded(row.refusal_kind.as_deref()),
+            hasty: matches!(row.refusal_kind.as_deref(), Some("rate_limited" | "throttled")),
         });
     }
     Ok(heard)

@@ -499,7 +499,7 @@ fn lines(report: &WhatIfReport, question: &WhatIf, limit: usize) -> Vec<String> 
                 format!("  {messages} were never searched for the blocked words that are new")
             }
             Limit::Moderation => {
-                format!("  {messages} were never shown to a moderation service that the terms ask")
+                format!("  {messages} were shown to other moderation services than the terms ask")
             }
         });
     }

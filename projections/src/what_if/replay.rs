@@ -32,7 +32,7 @@ impl<'a> Candidate<'a> {
     pub(super) fn new(terms: &'a PolicyTerms, acts: bool) -> Self {
         let mut words = BTreeMap::new();
         for (at, word) in terms.blocked_words.iter().enumerate() {
-            words.entry(word.phrase.as_str()).or_insert(at + 1);
+            words.entry(word.phrase.trim()).or_insert(at + 1);
         }
         Self { terms, ladder: terms.ladder(), acts, words }
     }
@@ -47,38 +47,50 @@ impl<'a> Candidate<'a> {
             limits.push(Limit::Intents);
         }
         let searched: BTreeSet<&str> =
-            judged_by.blocked_words.iter().map(|word| word.phrase.as_str()).collect();
+            judged_by.blocked_words.iter().map(|word| word.phrase.trim()).collect();
         if self.words.keys().any(|phrase| !searched.contains(phrase)) {
             limits.push(Limit::BlockedWords);
         }
-        let asked = |service: &str| judged_by.moderation.iter().any(|rule| rule.service == service);
-        if self.terms.moderation.iter().any(|rule| !asked(&rule.service)) {
+        if services(self.terms) != services(judged_by) {
             limits.push(Limit::Moderation);
         }
         limits
     }
 
-    /// What recorded findings come to. Blocked words were recorded by their number in the version that
-    /// judged, so the same words are found by the numbers they have here.
+    /// What recorded findings come to, without those that nobody would have looked for. Blocked words were
+    /// recorded by their number in the version that judged, so the same words are found by the numbers they
+    /// have here.
     fn judge(&self, findings: &Findings, judged_by: &PolicyTerms) -> Judgement {
         let mut findings = findings.clone();
         if self.terms.intents.is_empty() {
             findings.intent = None;
         }
-        findings.signals.retain_mut(|signal| {
-            if signal.detector != Detector::BlockedWord {
-                return true;
+        findings.signals.retain_mut(|signal| match signal.detector {
+            Detector::BlockedWord => {
+                let number = signal.rule.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+                let word = number.and_then(|at| judged_by.blocked_words.get(at));
+                let here = word.and_then(|word| self.words.get(word.phrase.trim()));
+                if let Some(here) = here {
+                    signal.rule = here.to_string();
+                }
+                here.is_some()
             }
-            let number = signal.rule.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
-            let word = number.and_then(|at| judged_by.blocked_words.get(at));
-            let here = word.and_then(|word| self.words.get(word.phrase.as_str()));
-            if let Some(here) = here {
-                signal.rule = here.to_string();
-            }
-            here.is_some()
+            Detector::Moderation => !self.terms.moderation.is_empty(),
+            _ => true,
+        });
+        let (asked, wanted) = (services(judged_by), services(self.terms));
+        findings.unavailable.retain(|name| match name.as_str() {
+            "intent" => !self.terms.intents.is_empty(),
+            "blocked_word" => !self.words.is_empty(),
+            name => !asked.contains(name) || wanted.contains(name),
         });
         self.terms.judge(&findings)
     }
+}
+
+/// The moderation services that terms ask.
+fn services(terms: &PolicyTerms) -> BTreeSet<&str> {
+    terms.moderation.iter().map(|rule| rule.service.as_str()).collect()
 }
 
 /// What the detectors said of a message, and who judged it.
@@ -100,6 +112,8 @@ pub(super) struct Heard {
     /// Absent when nothing looked at it.
     pub(super) judged: Option<Judged>,
     pub(super) outcome: Outcome,
+    /// Whether it came too fast: then nobody read it, and only how it came was judged.
+    pub(super) hasty: bool,
 }
 
 /// What became of a person, and what would have.
@@ -145,6 +159,14 @@ impl Side {
         matches!(self.standing.verdict_at(at), Verdict::Blocked(_))
     }
 
+    fn is_slow(&self, at: DateTime<Utc>) -> bool {
+        self.standing.verdict_at(at) == Verdict::Throttled
+    }
+
+    fn is_free(&self, at: DateTime<Utc>) -> bool {
+        self.standing.verdict_at(at) == Verdict::Clear
+    }
+
     fn rungs(&self, end: DateTime<Utc>) -> Rungs {
         Rungs {
             highest: self.highest,
@@ -153,22 +175,18 @@ impl Side {
         }
     }
 
-    /// What the gate makes of a message after it was scored. A message that brings its writer to a block
-    /// is not answered any more.
-    fn conclude(
-        &self,
-        was_blocked: bool,
-        judgement: &Judgement,
-        dry_run: bool,
-        at: DateTime<Utc>,
-    ) -> Outcome {
+    /// What the gate makes of a message once it was scored: a message that brings its writer to a block is
+    /// refused for that, and one that came too fast for that, whatever else was found.
+    fn conclude(&self, judgement: &Judgement, dry_run: bool, hasty: bool, at: DateTime<Utc>) -> Outcome {
+        if self.is_blocked(at) {
+            return Outcome::Blocked;
+        }
         match &judgement.refusal {
-            _ if was_blocked => Outcome::Blocked,
-            Some(Refusal::Content { .. }) if !dry_run => Outcome::Content,
-            Some(Refusal::OffTopic) if !dry_run => Outcome::OffTopic,
-            Some(Refusal::Unscored) if !dry_run => Outcome::Unscored,
-            _ if self.is_blocked(at) => Outcome::Blocked,
-            _ => Outcome::Passed,
+            Some(_) if dry_run || hasty => Outcome::Passed,
+            Some(Refusal::Content { .. }) => Outcome::Content,
+            Some(Refusal::OffTopic) => Outcome::OffTopic,
+            Some(Refusal::Unscored) => Outcome::Unscored,
+            None => Outcome::Passed,
         }
     }
 }
@@ -282,13 +300,13 @@ impl<'a> PersonReplay<'a> {
         }
         let after = match one.outcome {
             Outcome::Blocked => self.supposed.is_blocked(at),
-            Outcome::Throttled => self.supposed.standing.verdict_at(at) != Verdict::Clear,
+            Outcome::Throttled => !self.supposed.is_free(at),
             // Refused for something else, or from before anything looked: the policy has no part in it.
             _ => return,
         };
         let before = match one.outcome {
             Outcome::Blocked => self.actual.is_blocked(at),
-            _ => self.actual.standing.verdict_at(at) != Verdict::Clear,
+            _ => !self.actual.is_free(at),
         };
         let after = match (before, after) {
             (true, false) => Outcome::Unknown,
@@ -320,7 +338,7 @@ impl<'a> PersonReplay<'a> {
         };
         let recorded = judged.terms.judge(&judged.findings);
         let dry_run = judged.policy.dry_run;
-        let was_blocked = self.actual.is_blocked(at);
+        let (was_held, was_slow) = (self.actual.is_blocked(at), self.actual.is_slow(at));
         let offences_before = fact.as_ref().map(charged).unwrap_or_default();
         // Whom a list lets in is not scored, whatever was found: that stays so.
         let exempt = match fact {
@@ -333,7 +351,10 @@ impl<'a> PersonReplay<'a> {
                 self.actual.standing.decide(command, at).is_ok_and(|facts| !facts.is_empty())
             }
         };
-        let expected = self.actual.conclude(was_blocked, &recorded, dry_run, at);
+        let expected = match was_held {
+            true => Outcome::Blocked,
+            false => self.actual.conclude(&recorded, dry_run, one.hasty, at),
+        };
         if exempt {
             return self.tell(&one, one.outcome, Vec::new(), Vec::new());
         }
@@ -345,9 +366,16 @@ impl<'a> PersonReplay<'a> {
                 dry_run && !self.candidate.acts,
             ),
         };
-        let was_blocked = self.supposed.is_blocked(at);
+        if one.outcome == Outcome::Throttled && was_slow && self.supposed.is_free(at) {
+            // Nobody would have held it up, and then somebody would have read it.
+            return self.tell(&one, Outcome::Unknown, offences_before, Vec::new());
+        }
+        let held = self.supposed.is_blocked(at);
         let offences_after = self.supposed.decide(scoring(&judgement, rules, dry_run), at);
-        let supposed = self.supposed.conclude(was_blocked, &judgement, dry_run, at);
+        let supposed = match held {
+            true => Outcome::Blocked,
+            false => self.supposed.conclude(&judgement, dry_run, one.hasty, at),
+        };
         // What the gate did beside the policy stands in the ledger only: it stays unless the policy moves.
         let after = if supposed == expected { one.outcome } else { supposed };
         self.tell(&one, after, offences_before, offences_after);

@@ -55,7 +55,7 @@ wire_enum! {
         Intents = "intents",
         /// More blocked words: texts are not searched again.
         BlockedWords = "blocked_words",
-        /// A moderation service that was not asked.
+        /// Other moderation services than those that were asked.
         Moderation = "moderation",
     }
 }

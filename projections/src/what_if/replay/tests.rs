@@ -78,40 +78,56 @@ impl Gate {
     }
 
     fn writes(&mut self, findings: Findings) -> Outcome {
+        self.receives(findings, false)
+    }
+
+    /// One message in the gate's own order: a block, the pace, what was found.
+    fn receives(&mut self, findings: Findings, hasty: bool) -> Outcome {
         let number = self.heard.len() as i64;
         let turn = TurnId(Uuid::from_u128(1_000 + number as u128));
-        let (judged, outcome) = if self.is_blocked() && !self.exempt {
+        let slow = self.standing.verdict_at(self.now) == Verdict::Throttled;
+        let (judged, outcome) = if self.exempt {
+            (self.exempt_judged(findings), Outcome::Passed)
+        } else if self.is_blocked() {
             (None, Outcome::Blocked)
         } else {
             let judgement = self.terms.judge(&findings);
             let (bot, subject) = who();
-            if !self.exempt {
-                self.happens(StandingCommand::Score(Box::new(Scoring {
-                    bot,
-                    subject,
-                    turn,
-                    offences: judgement.offences,
-                    rules: self.terms.ladder(),
-                    policy_version: 1,
-                    model_version: "c0ffee".to_owned(),
-                    dry_run: self.dry_run,
-                })));
-            }
+            self.happens(StandingCommand::Score(Box::new(Scoring {
+                bot,
+                subject,
+                turn,
+                offences: judgement.offences,
+                rules: self.terms.ladder(),
+                policy_version: 1,
+                model_version: "c0ffee".to_owned(),
+                dry_run: self.dry_run,
+            })));
             let outcome = match judgement.refusal {
-                _ if self.exempt => Outcome::Passed,
-                Some(Refusal::Content { .. }) if !self.dry_run => Outcome::Content,
-                Some(Refusal::OffTopic) if !self.dry_run => Outcome::OffTopic,
-                Some(Refusal::Unscored) if !self.dry_run => Outcome::Unscored,
                 _ if self.is_blocked() => Outcome::Blocked,
-                _ => Outcome::Passed,
+                _ if hasty && slow => Outcome::Throttled,
+                _ if hasty || self.dry_run => Outcome::Passed,
+                Some(Refusal::Content { .. }) => Outcome::Content,
+                Some(Refusal::OffTopic) => Outcome::OffTopic,
+                Some(Refusal::Unscored) => Outcome::Unscored,
+                None => Outcome::Passed,
             };
-            let policy = PolicyRef { owner: PolicyOwner::Bot, version: 1, dry_run: self.dry_run };
-            (Some(Judged { findings, terms: Arc::clone(&self.terms), policy, fixed: false }), outcome)
+            (Some(self.judged(findings)), outcome)
         };
         let (position, at) = (number + 1, self.now);
-        self.heard.push(Heard { turn, position, received_at: at, at, judged, outcome });
+        self.heard.push(Heard { turn, position, received_at: at, at, judged, outcome, hasty });
         self.now += TimeDelta::seconds(1);
         outcome
+    }
+
+    fn judged(&self, findings: Findings) -> Judged {
+        let policy = PolicyRef { owner: PolicyOwner::Bot, version: 1, dry_run: self.dry_run };
+        Judged { findings, terms: Arc::clone(&self.terms), policy, fixed: false }
+    }
+
+    /// Whether or not the detectors looked at it: nobody is charged.
+    fn exempt_judged(&self, findings: Findings) -> Option<Judged> {
+        self.heard.len().is_multiple_of(2).then(|| self.judged(findings))
     }
 
     fn what_if(self, terms: &PolicyTerms, acts: bool) -> Fate {
@@ -172,8 +188,8 @@ fn a_dry_run_tells_what_it_would_have_done() {
         assert_eq!(gate.writes(spam()), Outcome::Passed);
     }
     let fate = gate.what_if(&terms, true);
-    assert_eq!(outcomes(&fate)[..4], [(Outcome::Passed, Outcome::Content); 4]);
-    assert_eq!(outcomes(&fate)[4..], [(Outcome::Passed, Outcome::Blocked); 2]);
+    assert_eq!(outcomes(&fate)[..3], [(Outcome::Passed, Outcome::Content); 3]);
+    assert_eq!(outcomes(&fate)[3..], [(Outcome::Passed, Outcome::Blocked); 3]);
     assert_eq!(fate.before.highest, LadderState::Ok);
     assert_eq!(fate.before.highest_on_trial, LadderState::TempBlocked);
     assert_eq!(
@@ -198,13 +214,14 @@ fn what_moderators_decided_is_decided_again_where_there_is_something_to_decide()
     gate.happens(StandingCommand::GrantAppeal { by: by(), reason: None });
     // Taking the grant back must not take back the earlier decision, where there was nothing to grant.
     gate.happens(StandingCommand::Undo { by: by(), reason: reason() });
+    gate.now += TimeDelta::seconds(1);
     assert!(gate.is_blocked());
     assert_eq!(gate.writes(Findings::default()), Outcome::Blocked);
     let fate = gate.what_if(&PolicyTerms { spam: Response::Ignore, ..PolicyTerms::default() }, false);
     let outcomes = outcomes(&fate);
+    assert_eq!(fate.after.last, LadderState::Ok);
     assert_eq!(outcomes[0], (Outcome::Blocked, Outcome::Blocked), "a moderator's block is no policy's");
     assert_eq!(outcomes.last(), Some(&(Outcome::Blocked, Outcome::Unknown)));
-    assert_eq!(fate.after.last, LadderState::Ok);
 }
 
 #[test]
@@ -234,7 +251,8 @@ fn what_cannot_be_told_is_said() {
     };
     let limits = |terms: &PolicyTerms| Candidate::new(terms, false).limits(&judged_by);
     assert_eq!(limits(&judged_by), []);
-    assert_eq!(limits(&PolicyTerms::default()), [], "less is always told");
+    let fewer = PolicyTerms { intents: vec![], blocked_words: vec![], ..judged_by.clone() };
+    assert_eq!(limits(&fewer), [], "less of these is always told");
     let other_lines =
         PolicyTerms { off_topic: Response::Ignore, spam: Response::Ignore, ..judged_by.clone() };
     assert_eq!(limits(&other_lines), []);
@@ -242,6 +260,8 @@ fn what_cannot_be_told_is_said() {
     more.intents[0].examples.push("four".to_owned());
     more.blocked_words.push(BlockedWord { phrase: "bingo".to_owned(), severity: Severity::Low });
     more.moderation.push(ModerationRule { service: "guard".to_owned(), required: false });
+    let no_service = PolicyTerms { moderation: vec![], ..judged_by.clone() };
+    assert_eq!(limits(&no_service), [Limit::Moderation]);
     assert_eq!(limits(&more), [Limit::Intents, Limit::BlockedWords, Limit::Moderation]);
 }
 
@@ -256,6 +276,58 @@ fn without_intents_nothing_is_off_topic() {
 }
 
 #[test]
+fn what_nobody_would_have_looked_for_is_not_missed() {
+    let service = |name: &str| ModerationRule { service: name.to_owned(), required: true };
+    let closed = PolicyTerms {
+        intents: vec![orders()],
+        moderation: vec![service("openai")],
+        fail_closed: true,
+        ..PolicyTerms::default()
+    };
+    let mut gate = Gate::new(closed.clone(), false);
+    for silent in ["intent", "openai", "attack"] {
+        let findings = Findings { unavailable: vec![silent.to_owned()], ..Findings::default() };
+        assert_eq!(gate.writes(findings), Outcome::Unscored);
+    }
+    let flagged = seen(Detector::Moderation, "illicit", SignalLevel::Confident);
+    assert_eq!(gate.writes(flagged), Outcome::Content);
+    let alone = PolicyTerms { intents: vec![], moderation: vec![], ..closed };
+    use Outcome::{Content, Passed, Unscored};
+    let expected = [(Unscored, Passed), (Unscored, Passed), (Unscored, Unscored), (Content, Passed)];
+    assert_eq!(outcomes(&gate.what_if(&alone, false)), expected);
+}
+
+#[test]
+fn a_message_that_came_too_fast_stays_too_fast() {
+    let flood = || seen(Detector::Behaviour, "flood", SignalLevel::Confident);
+    let mut gate = Gate::new(PolicyTerms { behaviour: Response::Score, ..PolicyTerms::default() }, false);
+    assert_eq!(gate.receives(flood(), true), Outcome::Passed, "its pace refused it, not the policy");
+    for _ in 0..11 {
+        gate.receives(flood(), true);
+    }
+    assert_eq!(gate.receives(flood(), true), Outcome::Throttled);
+    let refusing = PolicyTerms { behaviour: Response::Refuse, ..PolicyTerms::default() };
+    let ignoring = PolicyTerms { behaviour: Response::Ignore, ..PolicyTerms::default() };
+    let candidate = |terms| Candidate::new(terms, false);
+    let (one, other) = (candidate(&refusing), candidate(&ignoring));
+    let again = |heard: &Heard| Heard {
+        judged: heard.judged.as_ref().map(|judged| Judged {
+            findings: judged.findings.clone(),
+            terms: Arc::clone(&judged.terms),
+            ..*judged
+        }),
+        ..*heard
+    };
+    let heard = gate.heard.iter().map(again).collect();
+    let strict = PersonReplay::new(&one, who(), begin()).run(heard, gate.facts.clone(), gate.now);
+    assert!(strict.turns.iter().all(|turn| turn.before == turn.after));
+    let mild = PersonReplay::new(&other, who(), begin()).run(gate.heard, gate.facts, gate.now);
+    let last = mild.turns.last().expect("it was told");
+    assert_eq!((last.before, last.after), (Outcome::Throttled, Outcome::Unknown));
+    assert_eq!(mild.after, Rungs::default());
+}
+
+#[test]
 fn whom_a_list_lets_in_stays_let_in() {
     let mut gate = Gate::new(PolicyTerms::default(), false);
     gate.exempt = true;
@@ -264,7 +336,8 @@ fn whom_a_list_lets_in_stays_let_in() {
     }
     let strict = PolicyTerms { preset: Preset::Strict, ..PolicyTerms::default() };
     let fate = gate.what_if(&strict, false);
-    assert_eq!(outcomes(&fate), same(Outcome::Passed, 6));
+    // Every other one was looked at, and costs nothing either.
+    assert_eq!(outcomes(&fate), same(Outcome::Passed, 3));
     assert_eq!(fate.after, Rungs::default());
 }
 
@@ -290,6 +363,7 @@ fn what_was_scored_before_the_time_counts_as_it_was_scored() {
 enum Step {
     Wait(u32),
     Write(Findings),
+    Rush(bool),
     Decide(u8),
     Exempt(bool),
     Trial(bool),
@@ -316,6 +390,7 @@ fn findings() -> impl Strategy<Value = Findings> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => findings().prop_map(Step::Write),
+        2 => any::<bool>().prop_map(Step::Rush),
         3 => (0u32..40_000).prop_map(Step::Wait),
         3 => (0u8..6).prop_map(Step::Decide),
         1 => any::<bool>().prop_map(Step::Exempt),
@@ -349,6 +424,10 @@ fn played(terms: PolicyTerms, steps: Vec<Step>) -> Gate {
             Step::Wait(seconds) => gate.now += TimeDelta::seconds(seconds.into()),
             Step::Write(findings) => {
                 gate.writes(findings);
+            }
+            Step::Rush(flood) => {
+                let found = seen(Detector::Behaviour, "flood", SignalLevel::Confident);
+                gate.receives(if flood { found } else { Findings::default() }, true);
             }
             Step::Exempt(exempt) => gate.exempt = exempt,
             Step::Trial(dry_run) => gate.dry_run = dry_run,
