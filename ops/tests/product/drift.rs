@@ -13,20 +13,25 @@ use crate::house::{House, Partners, until};
 const BOT: &str = "shop_bot";
 const PERSON: i64 = 4;
 
-/// What no shop is asked, from nobody's data set.
-const ELSEWHERE: [&str; 12] = [
-    "who won the football world cup in 1998",
-    "explain quantum entanglement to me",
-    "what is the capital of Mongolia",
-    "how do I change a flat tyre on a bicycle",
+/// What no shop is asked.
+const ELSEWHERE: [&str; 17] = [
     "recommend a good film for tonight",
     "write a python script that sorts a list",
-    "how many people live in Brazil",
-    "tell me a joke about programmers",
-    "what will the weather be in Oslo tomorrow",
     "who painted the Mona Lisa",
     "how far away is the moon",
-    "translate good evening into Japanese",
+    "explain photosynthesis like I am five years old",
+    "what does the word serendipity mean",
+    "name three planets that have rings",
+    "summarise the plot of Hamlet",
+    "who discovered penicillin",
+    "is a tomato a fruit or a vegetable",
+    "how tall is the Eiffel tower",
+    "what rhymes with orange",
+    "convert seventy miles into kilometres",
+    "why is the sky blue",
+    "give me a recipe for pancakes",
+    "which language is spoken in Iceland",
+    "what year did the Berlin wall fall",
 ];
 
 /// A logged-in owner.
@@ -107,8 +112,8 @@ async fn a_person_drifts_off_topic_is_blocked_appeals_and_is_restored(pool: PgPo
         house.telegram.messages(BOT, person.id).iter().filter(|message| message.text.contains(part)).count()
     };
     let mut turns = 0;
-    for text in ELSEWHERE.iter().cycle().take(60) {
-        house.telegram.say(BOT, &person, &format!("{text}, please? ({turns})")).unwrap();
+    for text in ELSEWHERE {
+        house.telegram.say(BOT, &person, text).unwrap();
         turns += 1;
         house.all_ended(turns).await;
         if shown("takes no messages from you until") > 0 {
