@@ -6,7 +6,7 @@ use redis::aio::ConnectionManager;
 use sqlx::PgPool;
 
 use crate::{
-    AccessLists, Audit, Bots, Budgets, Gate, GateDefaults, Histories, KeyRing, ModerationServices, Operators,
+    AccessLists, Audit, Bots, Budgets, DetectorServices, Gate, GateDefaults, Histories, KeyRing, Operators,
     Policies, Quotas, RateDefaults, RateLimiter, RateLimits, Sessions, SharedIds, Standings, Subjects,
     TelegramProbe, Turns, Vault, Workspaces, holds::Holds, rate_limit::Overrides, scorer::Scorer,
 };
@@ -29,7 +29,7 @@ pub struct AppConfig {
     pub keys: KeyRing,
     pub gate: GateDefaults,
     /// What policies may name beside the detectors of this process.
-    pub moderation: ModerationServices,
+    pub detectors: DetectorServices,
     pub rates: RateDefaults,
     /// How long Redis may take before it counts as away.
     pub redis_patience: Duration,
@@ -97,7 +97,7 @@ impl App {
                 limiter.clone(),
                 holds.clone(),
                 policies.clone(),
-                Scorer::new(config.moderation),
+                Scorer::new(config.detectors),
                 config.gate,
             ),
             budgets: Budgets::new(Arc::clone(&core), holds),

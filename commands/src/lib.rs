@@ -55,7 +55,7 @@ pub use quota::Quotas;
 pub use rate_limit::{
     KeptCall, LimitState, RateCall, RateDefaults, RateLimiter, RateLimits, RateRefusal, RateUnit, Taken,
 };
-pub use scorer::ModerationServices;
+pub use scorer::{DetectorServices, ModerationServices};
 pub use session::Sessions;
 pub use standing::{Decided, ModeratorDecision, Standings};
 pub use subject::{PersonFacts, Profile, Subjects};

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -12,11 +12,11 @@ use botledger_domain::{
     policy::PolicyTerms,
     signal::{Detector, Findings, IntentFinding, Signal, SignalLevel, TextSpan},
 };
-use botledger_llm::{ModerationProvider, ModerationVerdict};
+use botledger_llm::{EmbeddingProvider, ModerationProvider, ModerationVerdict};
 use botledger_scoring::{
     Detectors, Normalised, Span, attack, content,
     evidence::Evidence,
-    intent::{Example, IntentModel, OUT_OF_SCOPE, Options},
+    intent::{EmbeddedIntents, Example, IntentModel, Material, OUT_OF_SCOPE, Options},
     lexicon::BlockedWords,
     pii::{self, MaskStyle, PiiKind, PiiKinds, PiiSpan},
 };
@@ -30,8 +30,24 @@ use crate::{EffectivePolicy, behaviour::Behaviour};
 /// Moderation services and guard models by the name policies call them by.
 pub type ModerationServices = BTreeMap<String, Arc<dyn ModerationProvider>>;
 
+/// What detects outside of this process.
+#[derive(Clone, Default)]
+pub struct DetectorServices {
+    pub moderation: ModerationServices,
+    /// Absent where no policy may ask for embeddings.
+    pub embeddings: Option<Arc<dyn EmbeddingProvider>>,
+}
+
 /// How long a moderation service may take before it counts as unavailable: somebody is waiting.
 const SERVICE_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the vector of a message may take: after that its words have to do.
+const EMBEDDING_PATIENCE: Duration = Duration::from_millis(1_500);
+/// How long the vectors of a part of a policy's examples may take.
+const LEARNING_PATIENCE: Duration = Duration::from_secs(120);
+/// Examples that are embedded by one call.
+const EMBEDDED_AT_ONCE: usize = 64;
+/// How long after a failure a policy's examples are embedded again.
+const LEARNING_PAUSE: Duration = Duration::from_secs(60);
 /// Signals of one detector that are kept, the strongest first.
 const MOST_SIGNALS: usize = 16;
 /// Places of one signal that are kept.
@@ -51,8 +67,19 @@ const OWN_DETECTORS: [&str; 6] = ["attack", "spam", "category", "personal_data",
 #[derive(Clone)]
 pub(crate) struct Scorer {
     learned: Cache<(Uuid, u32), Arc<Learned>>,
+    meanings: Cache<(Uuid, u32), Arc<Mutex<Meaning>>>,
     behaviour: Behaviour,
-    services: Arc<ModerationServices>,
+    services: Arc<DetectorServices>,
+}
+
+/// What an embedding model makes of a policy's version.
+#[derive(Default)]
+enum Meaning {
+    #[default]
+    Unknown,
+    Learning,
+    Known(Arc<EmbeddedIntents>),
+    Failed(Instant),
 }
 
 /// Whose message is looked at.
@@ -78,9 +105,11 @@ struct Words {
 }
 
 impl Scorer {
-    pub(crate) fn new(services: ModerationServices) -> Self {
-        let learned = Cache::builder().max_capacity(256).time_to_idle(Duration::from_secs(3_600)).build();
-        Self { learned, behaviour: Behaviour::new(), services: Arc::new(services) }
+    pub(crate) fn new(services: DetectorServices) -> Self {
+        let idle = Duration::from_secs(3_600);
+        let learned = Cache::builder().max_capacity(256).time_to_idle(idle).build();
+        let meanings = Cache::builder().max_capacity(256).time_to_idle(idle).build();
+        Self { learned, meanings, behaviour: Behaviour::new(), services: Arc::new(services) }
     }
 
     /// Trains what the detectors ship with, once per process.
@@ -103,12 +132,17 @@ impl Scorer {
             (self.clone(), Arc::clone(&policy.terms), policy.key, text.to_owned());
         let own =
             tokio::task::spawn_blocking(move || look_ourselves(&scorer.learned(key, &terms), &own_text));
-        let (own, others) = tokio::join!(own, self.ask_services(&policy.terms, text));
+        let (own, others, meant) =
+            tokio::join!(own, self.ask_services(&policy.terms, text), self.ask_meaning(policy, text));
         // A detector that fell over is one that gave no answer; the policy says what follows.
         let mut findings = own.unwrap_or_else(|error| {
             tracing::error!(turn.id = %sender.turn, error = %error, "the detectors failed");
             Findings { unavailable: OWN_DETECTORS.map(str::to_owned).to_vec(), ..Findings::default() }
         });
+        if let Some((intent, version)) = meant {
+            findings.intent = Some(intent);
+            findings.models.insert("intent".to_owned(), version);
+        }
         for (service, verdict) in others {
             take_verdict(&mut findings, service, verdict);
         }
@@ -153,7 +187,7 @@ impl Scorer {
         let masked = pii::mask_kinds(text, PiiKinds::personal(), MaskStyle::Kind).text;
         let deadline = tokio::time::Instant::now() + SERVICE_PATIENCE;
         let asked = terms.moderation.iter().map(|rule| {
-            let (service, masked) = (self.services.get(&rule.service), &masked);
+            let (service, masked) = (self.services.moderation.get(&rule.service), &masked);
             async move {
                 let verdict = match service {
                     Some(service) => {
@@ -171,16 +205,107 @@ impl Scorer {
     }
 }
 
+impl Scorer {
+    /// What a text asks for by its meaning; nothing where the policy names no embedding model, and where the
+    /// model gives no answer or does not know the policy yet: then its words have to do.
+    async fn ask_meaning(&self, policy: &EffectivePolicy, text: &str) -> Option<(IntentFinding, String)> {
+        let (model, key) = (policy.terms.embedding_model.as_ref()?, policy.key?);
+        if policy.terms.intents.is_empty() {
+            return None;
+        }
+        let fallback = |reason: &'static str| {
+            metrics::counter!("botledger_embedding_fallbacks_total", "reason" => reason).increment(1);
+            None
+        };
+        let Some(provider) = self.services.embeddings.clone() else { return fallback("none") };
+        let Some(known) = self.meaning(key, policy, &provider) else { return fallback("learning") };
+        // What leaves for somebody else leaves without personal data.
+        let masked = pii::mask_kinds(text, PiiKinds::personal(), MaskStyle::Kind).text;
+        let deadline = tokio::time::Instant::now() + EMBEDDING_PATIENCE;
+        let texts = [masked];
+        let asked = provider.embed(model.as_str(), &texts, deadline);
+        let vector = match tokio::time::timeout_at(deadline, asked).await {
+            Ok(Ok(mut vectors)) => vectors.pop()?,
+            Ok(Err(error)) => {
+                tracing::warn!(error = %error, "an embedding model gave no answer");
+                return fallback("unavailable");
+            }
+            Err(_) => return fallback("timeout"),
+        };
+        let version = short(known.version());
+        let score = tokio::task::spawn_blocking(move || known.predict(vector)).await;
+        let Ok(Ok(score)) = score else { return fallback("unfit") };
+        let method = format!("embedding {}", model.as_str());
+        Some((IntentFinding { intent: score.intent, oos_permille: score.oos_permille, method }, version))
+    }
+
+    /// What is known of a policy's version; begins to learn where nobody did.
+    fn meaning(
+        &self,
+        key: (Uuid, u32),
+        policy: &EffectivePolicy,
+        provider: &Arc<dyn EmbeddingProvider>,
+    ) -> Option<Arc<EmbeddedIntents>> {
+        let place = self.meanings.get_with(key, Arc::default);
+        let mut meaning = place.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*meaning {
+            Meaning::Known(known) => return Some(Arc::clone(known)),
+            Meaning::Learning => return None,
+            Meaning::Failed(at) if at.elapsed() < LEARNING_PAUSE => return None,
+            Meaning::Unknown | Meaning::Failed(_) => *meaning = Meaning::Learning,
+        }
+        drop(meaning);
+        let (terms, provider) = (Arc::clone(&policy.terms), Arc::clone(provider));
+        tokio::spawn(async move {
+            let learned = learn_meaning(&terms, provider.as_ref()).await;
+            let now = match learned {
+                Ok(known) => Meaning::Known(Arc::new(known)),
+                Err(problem) => {
+                    tracing::warn!(problem, "a policy's intents cannot be learned from their embeddings");
+                    Meaning::Failed(Instant::now())
+                }
+            };
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        });
+        None
+    }
+}
+
+async fn learn_meaning(
+    terms: &PolicyTerms,
+    provider: &dyn EmbeddingProvider,
+) -> Result<EmbeddedIntents, String> {
+    let Some(model) = &terms.embedding_model else { return Err("no model is named".to_owned()) };
+    let material = Material::of(&examples(terms)).map_err(|error| error.to_string())?;
+    let texts = material.texts();
+    let mut vectors = Vec::with_capacity(texts.len());
+    for part in texts.chunks(EMBEDDED_AT_ONCE) {
+        let deadline = tokio::time::Instant::now() + LEARNING_PATIENCE;
+        let embedded = provider.embed(model.as_str(), part, deadline).await;
+        vectors.extend(embedded.map_err(|error| error.to_string())?);
+    }
+    let (model, rejection) = (model.as_str().to_owned(), Options::default().false_rejection_permille);
+    tokio::task::spawn_blocking(move || material.learn(vectors, &model, rejection))
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())
+}
+
+/// A policy's intents and what it is not for, as models are taught.
+fn examples(terms: &PolicyTerms) -> Vec<Example> {
+    let named = |intent: &str, text: &String| Example { text: text.clone(), intent: intent.to_owned() };
+    let mut examples: Vec<Example> = Vec::new();
+    for intent in &terms.intents {
+        examples.extend(intent.examples.iter().map(|text| named(&intent.name, text)));
+    }
+    examples.extend(terms.not_this.iter().map(|text| named(OUT_OF_SCOPE, text)));
+    examples
+}
+
 impl Learned {
     fn of(terms: &PolicyTerms) -> Self {
-        let named = |intent: &str, text: &String| Example { text: text.clone(), intent: intent.to_owned() };
-        let mut examples: Vec<Example> = Vec::new();
-        for intent in &terms.intents {
-            examples.extend(intent.examples.iter().map(|text| named(&intent.name, text)));
-        }
-        examples.extend(terms.not_this.iter().map(|text| named(OUT_OF_SCOPE, text)));
         let intents = (!terms.intents.is_empty()).then(|| {
-            IntentModel::train(&examples, Options::default())
+            IntentModel::train(&examples(terms), Options::default())
                 .map_err(|error| tracing::error!(error = %error, "a policy's intents cannot be learned"))
         });
         let words = (!terms.blocked_words.is_empty()).then(|| Words::of(terms));
@@ -391,6 +516,11 @@ pub(crate) fn describe_metrics() {
         "botledger_detectors_unavailable_total",
         Unit::Count,
         "Messages for which a detector gave no answer, by detector or service"
+    );
+    describe_counter!(
+        "botledger_embedding_fallbacks_total",
+        Unit::Count,
+        "Messages whose intent was told by their words though the policy names an embedding model, by why"
     );
     describe_histogram!(
         "botledger_scoring_seconds",

@@ -4,12 +4,17 @@
 mod support;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
-use botledger_commands::{AdmittedTurn, Decision, ListedAs, NewAccessEntry, PolicyScope, WhichList};
+use botledger_commands::{
+    AdmittedTurn, Decision, DetectorServices, ListedAs, NewAccessEntry, PolicyScope, WhichList,
+};
 use botledger_domain::{
     TurnId,
     access_list::AccessEffect,
@@ -26,7 +31,9 @@ use botledger_domain::{
     standing_stream,
     turn::{Notice, RefusalReason, TurnEvent, TurnPhase},
 };
-use botledger_llm::{CategoryVerdict, LlmError, ModerationCategory, ModerationProvider, ModerationVerdict};
+use botledger_llm::{
+    CategoryVerdict, EmbeddingProvider, LlmError, ModerationCategory, ModerationProvider, ModerationVerdict,
+};
 use chrono::TimeDelta;
 use sqlx::PgPool;
 use support::{World, event_types, message, replays_to_the_same, system};
@@ -365,8 +372,9 @@ impl ModerationProvider for Guard {
 #[sqlx::test(migrations = "../migrations")]
 async fn a_guard_is_asked_without_personal_data_and_what_it_flags_counts(pool: PgPool) {
     let guard = Arc::new(Guard(Mutex::default()));
-    let services = [("guard".to_owned(), guard.clone() as Arc<dyn ModerationProvider>)].into();
-    let world = World::new(pool.clone()).await.with_moderation(services);
+    let moderation = [("guard".to_owned(), guard.clone() as Arc<dyn ModerationProvider>)].into();
+    let services = DetectorServices { moderation, ..DetectorServices::default() };
+    let world = World::new(pool.clone()).await.with_detectors(services);
     let rule = ModerationRule { service: "guard".to_owned(), required: true };
     let terms = PolicyTerms { moderation: vec![rule], ..PolicyTerms::default() };
     publish(&world, terms, PolicyMode::Live).await;
@@ -381,6 +389,73 @@ async fn a_guard_is_asked_without_personal_data_and_what_it_flags_counts(pool: P
     let (.., findings) = recorded(&pool, turn).await.unwrap();
     assert_eq!(findings.scores["guard.H2"], 930);
     assert_eq!(standing(&world, 7).await.live.contributions[0].offence.kind, OffenceKind::CategoryMedium);
+}
+
+/// Places texts by what they are about: bread, time, or nothing of a bakery. Away while `away` is set.
+struct Embedder {
+    away: AtomicBool,
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl EmbeddingProvider for Embedder {
+    fn name(&self) -> &'static str {
+        "embedder"
+    }
+
+    async fn embed(&self, _: &str, texts: &[String], _: Instant) -> Result<Vec<Vec<f32>>, LlmError> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(LlmError::Interrupted);
+        }
+        self.asked.fetch_add(texts.len(), Ordering::Relaxed);
+        let about = |text: &String, words: &[&str]| {
+            let text = text.to_lowercase();
+            words.iter().filter(|word| text.contains(**word)).count() as f32
+        };
+        Ok(texts
+            .iter()
+            .map(|text| {
+                let order = about(text, &["order", "cake", "bake", "buy", "loaves", "croissants", "strudel"]);
+                let hours = about(text, &["open", "hours", "close", "until when", "dawn"]);
+                let inside = about(text, &["gluten", "nuts", "vegan", "eggs", "what is in"]);
+                let noise =
+                    text.bytes().fold(7_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+                let angle = noise as f32 / u32::MAX as f32 * std::f32::consts::TAU;
+                vec![order, hours, inside, 0.3 * angle.sin(), 0.3 * angle.cos(), 0.2]
+            })
+            .collect())
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn meaning_tells_the_intent_where_an_embedding_model_answers_and_words_where_not(pool: PgPool) {
+    let embedder = Arc::new(Embedder { away: AtomicBool::new(false), asked: AtomicUsize::new(0) });
+    let services = DetectorServices { embeddings: Some(embedder.clone()), ..DetectorServices::default() };
+    let world = World::new(pool.clone()).await.with_detectors(services);
+    let model = Some(botledger_domain::ModelName::parse("nomic-embed-text").unwrap());
+    publish(&world, PolicyTerms { embedding_model: model, ..bakery() }, PolicyMode::Live).await;
+    let intent = async |update: i64, text: &str| {
+        let (turn, _) = write(&world, update, 7, text).await;
+        recorded(&pool, turn).await.unwrap().3.intent.unwrap()
+    };
+    assert_eq!(intent(1, "when do you open").await.method, "ngram", "the examples are being learned");
+    let mut update = 2;
+    let learned = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            let found = intent(update, "are you there at dawn").await;
+            if found.method != "ngram" {
+                return found;
+            }
+            update += 1;
+        }
+    });
+    let found = learned.await.expect("the examples are learned in the end");
+    assert_eq!((found.method.as_str(), found.intent.as_str()), ("embedding nomic-embed-text", "hours"));
+    let asked = embedder.asked.load(Ordering::Relaxed);
+    assert!(intent(900, "one strudel").await.oos_permille < 500);
+    assert_eq!(embedder.asked.load(Ordering::Relaxed), asked + 1, "examples are embedded once");
+    embedder.away.store(true, Ordering::Relaxed);
+    assert_eq!(intent(901, "what time do you open").await.method, "ngram");
 }
 
 #[sqlx::test(migrations = "../migrations")]

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use botledger_bot::{BotConfig, Telegram};
 use botledger_commands::{
-    App, AppConfig, Caller, GateDefaults, KeyRing, ModerationServices, RateDefaults, SystemClock, SystemIds,
+    App, AppConfig, Caller, DetectorServices, GateDefaults, KeyRing, ModerationServices, RateDefaults,
+    SystemClock, SystemIds,
 };
 use botledger_domain::bot::{BotRateLimits, RateLimit};
 use botledger_domain::quota::PlanTerms;
@@ -60,7 +61,10 @@ impl Platform {
             journal: JournalConfig::default(),
             keys: key_ring(config)?,
             gate: gate(config)?,
-            moderation: moderation(config)?,
+            detectors: DetectorServices {
+                moderation: moderation(config)?,
+                embeddings: Some(ollama(config)?),
+            },
             rates: rates(config),
             redis_patience: Duration::from_millis(config.redis.timeout_ms),
             instance: InstanceId(botledger_commands::Ids::next(&SystemIds)),
@@ -203,6 +207,10 @@ pub fn default_plan(config: &Config) -> Result<(PlanName, PlanTerms)> {
 /// # Errors
 /// When TLS cannot be set up.
 pub fn provider(config: &Config) -> Result<Arc<dyn ChatProvider>> {
+    Ok(ollama(config)?)
+}
+
+fn ollama(config: &Config) -> Result<Arc<Ollama>> {
     let ollama = &config.ollama;
     let http = reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(ollama.connect_timeout_s))

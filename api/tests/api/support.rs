@@ -14,9 +14,9 @@ use std::{
 use async_trait::async_trait;
 use botledger_api::{Api, ApiConfig, ApiContext};
 use botledger_commands::{
-    App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, IncomingKind, IncomingUpdate,
-    KeyRing, Lease, ModerationServices, NewBot, PersonFacts, ProbeError, RateDefaults, StepOutcome,
-    SystemClock, SystemIds, TelegramProbe, execute::execute,
+    App, AppConfig, BotIdentity, Caller, Decision, DetectorServices, Fence, GateDefaults, IncomingKind,
+    IncomingUpdate, KeyRing, Lease, NewBot, PersonFacts, ProbeError, RateDefaults, StepOutcome, SystemClock,
+    SystemIds, TelegramProbe, execute::execute,
 };
 use botledger_domain::{
     BotId, Clock, InstanceId, ModelName, OperatorId, PlanName, Position, SubjectId, TurnId, WorkspaceId,
@@ -157,7 +157,7 @@ impl Platform {
                 notice_pause: Duration::from_secs(60),
                 block_notice_pause: Duration::from_secs(60),
             },
-            moderation: ModerationServices::new(),
+            detectors: DetectorServices::default(),
             rates,
             redis_patience: Duration::from_millis(100),
             instance: InstanceId(Uuid::now_v7()),

@@ -9,8 +9,8 @@ use std::{
 
 use botledger_bot::{BotConfig, BotRuntime, Telegram, Webhooks};
 use botledger_commands::{
-    App, AppConfig, Caller, GateDefaults, Ids, KeyRing, ModerationServices, NewBot, RateDefaults,
-    SystemClock, SystemIds,
+    App, AppConfig, Caller, DetectorServices, GateDefaults, Ids, KeyRing, NewBot, RateDefaults, SystemClock,
+    SystemIds,
 };
 use botledger_domain::{
     BotId, InstanceId, ModelName, PlanName, SubjectId, WorkspaceId,
@@ -225,7 +225,7 @@ impl World {
                 notice_pause: self.setup.notice_pause,
                 block_notice_pause: self.setup.notice_pause,
             },
-            moderation: ModerationServices::new(),
+            detectors: DetectorServices::default(),
             rates: RateDefaults::default(),
             redis_patience: patience,
             instance: InstanceId(SystemIds.next()),

@@ -576,7 +576,7 @@ enum Threshold {
 
 /// The margin at which the shipped model suspects where a rule agrees a little; chosen so that about one in forty
 /// role-play and other prompts of the shared collection is flagged. See the guide.
-const SHIPPED_THRESHOLD: f32 = 0.1;
+const SHIPPED_THRESHOLD: f32 = 0.05;
 
 /// Of an operator's ordinary texts, at most so many are flagged in cross-validation.
 const FALSE_POSITIVES: f64 = 0.02;

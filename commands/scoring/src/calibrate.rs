@@ -20,16 +20,23 @@ impl Platt {
     /// Without members of one class the curve is the one of slope 1 through 0.
     #[must_use]
     pub fn fit(negatives: &[f64], positives: &[f64]) -> Self {
-        Self::fit_from(negatives, positives, None)
+        Self::fit_from(negatives, positives, None, true)
     }
 
     /// As [`Platt::fit`], with the curve fixed to one half at `border`: only the slope is fitted.
     #[must_use]
     pub fn fit_through(negatives: &[f64], positives: &[f64], border: f64) -> Self {
-        Self::fit_from(negatives, positives, Some(border))
+        Self::fit_from(negatives, positives, Some(border), true)
     }
 
-    fn fit_from(negatives: &[f64], positives: &[f64], border: Option<f64>) -> Self {
+    /// As [`Platt::fit`], with every member weighing the same: the probability is that of texts like these,
+    /// of which some answers are more common than others.
+    #[must_use]
+    pub fn fit_as_seen(negatives: &[f64], positives: &[f64]) -> Self {
+        Self::fit_from(negatives, positives, None, false)
+    }
+
+    fn fit_from(negatives: &[f64], positives: &[f64], border: Option<f64>, even: bool) -> Self {
         let fallback = Self { slope: 1.0, offset: -border.unwrap_or(0.0) };
         if negatives.is_empty() || positives.is_empty() {
             return fallback;
@@ -37,7 +44,8 @@ impl Platt {
         let smoothed = |count: usize| 1.0 / (count as f64 + 2.0);
         let (low, high) = (smoothed(negatives.len()), 1.0 - smoothed(positives.len()));
         let half = (negatives.len() + positives.len()) as f64 / 2.0;
-        let (weight_low, weight_high) = (half / negatives.len() as f64, half / positives.len() as f64);
+        let weight = |count: usize| if even { half / count as f64 } else { 1.0 };
+        let (weight_low, weight_high) = (weight(negatives.len()), weight(positives.len()));
         let shift = border.unwrap_or(0.0);
         let points: Vec<(f64, f64, f64)> = negatives
             .iter()

@@ -7,7 +7,7 @@
 use sha2::{Digest, Sha256};
 
 /// Version of the content of all kinds. Raise it when a feature, hash or field changes its meaning.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Largest file that is read.
 pub const LARGEST_FILE: usize = 512 << 20;

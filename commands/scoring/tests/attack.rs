@@ -179,8 +179,8 @@ fn unseen_russian_attacks_are_found_and_ordinary_russian_is_left_alone() {
 fn without_training_most_shared_attacks_are_found() {
     let Some(rows) = shared("prompt_attacks") else { return };
     let (found, bothered) = shares(AttackModel::shipped(), &rows);
-    assert!(found >= 0.84, "found {found:.3}");
-    assert!(bothered <= 0.03, "bothered {bothered:.3}");
+    assert!(found >= 0.88, "found {found:.3}");
+    assert!(bothered <= 0.035, "bothered {bothered:.3}");
 }
 
 #[test]

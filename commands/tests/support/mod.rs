@@ -10,9 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use botledger_commands::{
-    App, AppConfig, BotIdentity, Caller, Decision, Fence, GateDefaults, GateError, IncomingKind,
-    IncomingUpdate, KeyRing, Lease, ModerationServices, NewBot, PersonFacts, ProbeError, RateDefaults,
-    SystemIds, TelegramProbe,
+    App, AppConfig, BotIdentity, Caller, Decision, DetectorServices, Fence, GateDefaults, GateError,
+    IncomingKind, IncomingUpdate, KeyRing, Lease, NewBot, PersonFacts, ProbeError, RateDefaults, SystemIds,
+    TelegramProbe,
 };
 use botledger_domain::{
     BotId, Clock, Decide, InstanceId, ModelName, PlanName, Reason, SubjectId, TurnId, WorkspaceId,
@@ -127,7 +127,7 @@ pub(crate) fn instance_of(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing) -
 }
 
 fn priced_instance(pool: &PgPool, clock: Arc<dyn Clock>, keys: KeyRing, prices: PriceList) -> App {
-    instance_with(pool, clock, keys, prices, ModerationServices::new())
+    instance_with(pool, clock, keys, prices, DetectorServices::default())
 }
 
 fn instance_with(
@@ -135,7 +135,7 @@ fn instance_with(
     clock: Arc<dyn Clock>,
     keys: KeyRing,
     prices: PriceList,
-    moderation: ModerationServices,
+    detectors: DetectorServices,
 ) -> App {
     let options = pool.connect_options().as_ref().clone().options([("role", "botledger_writer")]);
     let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options);
@@ -151,7 +151,7 @@ fn instance_with(
             notice_pause: Duration::from_secs(600),
             block_notice_pause: Duration::from_secs(600),
         },
-        moderation,
+        detectors,
         rates: RateDefaults::default(),
         redis_patience: Duration::from_secs(2),
         instance: InstanceId(Uuid::now_v7()),
@@ -195,8 +195,8 @@ impl World {
         Self { app: priced_instance(&self.pool, self.clock.clone(), self.keys.clone(), prices), ..self }
     }
 
-    /// The same with moderation services that policies may name.
-    pub(crate) fn with_moderation(self, services: ModerationServices) -> Self {
+    /// The same with services that policies may name.
+    pub(crate) fn with_detectors(self, services: DetectorServices) -> Self {
         let (clock, keys) = (self.clock.clone(), self.keys.clone());
         Self { app: instance_with(&self.pool, clock, keys, PriceList::default(), services), ..self }
     }

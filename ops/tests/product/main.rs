@@ -6,6 +6,7 @@ mod budget;
 mod canary;
 mod commands;
 mod crash;
+mod drift;
 mod house;
 mod operation;
 mod policies;

@@ -11,12 +11,24 @@ const FOLDS: u8 = 5;
 
 /// Examples closer than this go into the same part of cross-validation: what is known of one is known of
 /// the other, so that the model would look better than it is.
-const TWINS: f32 = 0.8;
+const TWINS: f32 = 0.55;
 
-/// An example as the classifier has it: a vector and how many of its words are unknown.
+/// From so many examples of a bot on, one part is held out instead of each in turn: it holds enough texts
+/// to set a threshold by, and training takes seconds.
+const MANY: usize = 3_000;
+
+/// In an intent with more examples than this nobody looks for twins: that takes time in their square.
+const MOST_COMPARED: usize = 500;
+
+/// An error on an example of an intent costs more than one on the rest, which is many times as large.
+const TRAINING: Training = Training { cost: 1.0, positive_weight: 4.0, tolerance: 0.1, passes: 300 };
+
+/// A text as the classifier has it: a vector, the share of its words that are unknown, and that share with
+/// each word weighed by how rare it is.
 pub(super) struct Encoded {
     pub(super) vector: SparseVector,
     pub(super) unseen: f32,
+    pub(super) unseen_rare: f32,
 }
 
 /// What a separator sees in a text.
@@ -35,6 +47,8 @@ pub(super) struct Separator {
     pub(super) vocabulary: Vocabulary,
     /// Buckets of words that occur in examples of intents.
     known: Vec<u32>,
+    /// How rare a word is that occurred nowhere: the most that [`Vocabulary::rarity`] gives, and a little.
+    rarest: f32,
     /// One class per intent, and the background as the last where there is any.
     linear: Linear,
     intents: usize,
@@ -43,7 +57,7 @@ pub(super) struct Separator {
 
 impl Separator {
     /// Learns from the material whose `class` is given; `intents` and above is background.
-    fn learn(texts: &[Counts], classes: &[Option<usize>], intents: usize, training: Training) -> Self {
+    fn learn(texts: &[Counts], classes: &[Option<usize>], intents: usize) -> Self {
         let chosen = || classes.iter().enumerate().filter_map(|(at, class)| class.map(|class| (at, class)));
         let labels: Vec<usize> = chosen().map(|(_, class)| class.min(intents)).collect();
         let vocabulary = Vocabulary::learn(chosen().map(|(at, _)| &texts[at]));
@@ -56,18 +70,31 @@ impl Separator {
         let vectors: Vec<_> = chosen().map(|(at, _)| vocabulary.weigh(&texts[at])).collect();
         let columns = vocabulary.columns();
         let background = labels.contains(&intents);
-        let linear = Linear::train(&vectors, &labels, intents + usize::from(background), columns, training);
+        let linear = Linear::train(&vectors, &labels, intents + usize::from(background), columns, TRAINING);
         let own =
             vectors.iter().zip(&labels).filter(|(_, label)| **label < intents).map(|(vector, _)| vector);
         let neighbours = Neighbours::of(own, columns);
-        Self { vocabulary, known, linear, intents, neighbours }
+        let rarest = (1.0 + vectors.len() as f32).ln();
+        Self { vocabulary, known, rarest, linear, intents, neighbours }
     }
 
     pub(super) fn encode_text(&self, text: &Counts) -> Encoded {
-        let words = text.single_words();
-        let unseen = words.iter().filter(|bucket| self.known.binary_search(bucket).is_err()).count();
-        let unseen = if words.is_empty() { 1.0 } else { unseen as f32 / words.len() as f32 };
-        Encoded { vector: self.vocabulary.weigh(text), unseen }
+        let (mut all, mut rare, mut unseen, mut unseen_rare) = (0.0_f32, 0.0_f32, 0.0_f32, 0.0_f32);
+        for bucket in text.single_words() {
+            let rarity = self.vocabulary.rarity(*bucket).unwrap_or(self.rarest);
+            all += 1.0;
+            rare += rarity;
+            if self.known.binary_search(bucket).is_err() {
+                unseen += 1.0;
+                unseen_rare += rarity;
+            }
+        }
+        let share = |part: f32, whole: f32| if whole > 0.0 { part / whole } else { 1.0 };
+        Encoded {
+            vector: self.vocabulary.weigh(text),
+            unseen: share(unseen, all),
+            unseen_rare: share(unseen_rare, rare),
+        }
     }
 
     pub(super) fn look(&self, text: &Encoded) -> Look {
@@ -89,6 +116,7 @@ impl Separator {
             margin,
             cosine: self.neighbours.closest(&text.vector),
             unseen: text.unseen,
+            unseen_rare: text.unseen_rare,
             background: background.first().copied().unwrap_or(0.0),
         };
         Look { best, lead: f64::from(lead), signals }
@@ -97,6 +125,7 @@ impl Separator {
     pub(super) fn write(&self, to: &mut Writer) {
         self.vocabulary.write(to);
         to.u32s(&self.known);
+        to.f32(self.rarest);
         self.neighbours.write(to);
         self.linear.write(to);
     }
@@ -107,6 +136,7 @@ impl Separator {
         if !known.is_sorted() {
             return Err(Damage::Inconsistent("the known words"));
         }
+        let rarest = from.f32()?;
         let neighbours = Neighbours::read(from)?;
         let columns = vocabulary.columns();
         if neighbours.columns() != columns {
@@ -116,7 +146,7 @@ impl Separator {
         if linear.classes() < intents || linear.classes() > intents + 1 {
             return Err(Damage::Inconsistent("the number of intents"));
         }
-        Ok(Self { vocabulary, known, linear, intents, neighbours })
+        Ok(Self { vocabulary, known, rarest, linear, intents, neighbours })
     }
 }
 
@@ -215,25 +245,26 @@ pub(super) struct Outcome {
 /// The order of the material must not depend on the order it came in. Classes from `intents` on are
 /// background: `intents` itself what the owner ruled out, above it the shipped lines.
 pub(super) fn train(texts: &[Counts], classes: &[usize], intents: usize, false_rejection: f64) -> Outcome {
-    let training = Training::default();
     let folds = folds(texts, classes, intents);
+    let own = classes.iter().filter(|class| **class < intents).count();
+    let held_out = if own > MANY { 1 } else { FOLDS };
     let mut kept: Vec<Option<usize>> = classes.iter().copied().map(Some).collect();
-    drop_own_lines(texts, &mut kept, &folds, intents, training);
+    drop_own_lines(texts, &mut kept, &folds, intents, held_out);
     let separator_without = |fold: u8| {
         let part: Vec<Option<usize>> =
             kept.iter().zip(&folds).map(|(class, own)| class.filter(|_| *own != Some(fold))).collect();
-        Separator::learn(texts, &part, intents, training)
+        Separator::learn(texts, &part, intents)
     };
     // The whole and its parts are trained beside each other: each alone, so the result is the same.
     let (separator, parts) = std::thread::scope(|scope| {
-        let whole = scope.spawn(|| Separator::learn(texts, &kept, intents, training));
-        let parts: Vec<Separator> = (0..FOLDS).map(separator_without).collect();
+        let whole = scope.spawn(|| Separator::learn(texts, &kept, intents));
+        let parts: Vec<Separator> = (0..held_out).map(separator_without).collect();
         (whole.join().expect("training does not panic"), parts)
     });
     let (mut inside, mut outside, mut right, mut wrong) = (vec![], vec![], vec![], vec![]);
     for (at, (class, fold)) in kept.iter().zip(&folds).enumerate() {
         let (Some(class), Some(fold)) = (class, fold) else { continue };
-        let part = &parts[usize::from(*fold)];
+        let Some(part) = parts.get(usize::from(*fold)) else { continue };
         let look = part.look(&part.encode_text(&texts[at]));
         if *class >= intents {
             outside.push(look.signals.score());
@@ -247,11 +278,11 @@ pub(super) fn train(texts: &[Counts], classes: &[usize], intents: usize, false_r
     let nothing = separator.look(&separator.encode_text(&Counts::default())).signals.score();
     let border = upper_quantile(&inside, 1.0 - false_rejection).unwrap_or(nothing).min(nothing - SOMETHING);
     let oos = Platt::fit_through(&inside, &outside, border);
-    Outcome { separator, oos, right: Platt::fit(&wrong, &right) }
+    Outcome { separator, oos, right: Platt::fit_as_seen(&wrong, &right) }
 }
 
 /// How much closer than nothing at all a text has to be to be in scope.
-const SOMETHING: f64 = 0.05;
+const SOMETHING: f64 = 0.2;
 
 /// The part of cross-validation each example is in; `None` for the only example of an intent, which
 /// cannot be left out.
@@ -270,7 +301,8 @@ fn folds(texts: &[Counts], classes: &[usize], intents: usize) -> Vec<Option<u8>>
         let room = members.len().div_ceil(usize::from(FOLDS));
         let mut sizes = [0_usize; FOLDS as usize];
         for place in 0..members.len() {
-            let twin = (0..place).find_map(|other| {
+            let compared = if members.len() > MOST_COMPARED { 0 } else { place };
+            let twin = (0..compared).find_map(|other| {
                 let fold: Option<u8> = folds[members[other]];
                 fold.filter(|fold| {
                     sizes[usize::from(*fold)] < room && vectors[place].dot(&vectors[other]) > TWINS
@@ -296,31 +328,59 @@ fn drop_own_lines(
     kept: &mut [Option<usize>],
     folds: &[Option<u8>],
     intents: usize,
-    training: Training,
+    held_out: u8,
 ) {
     let own = |class: &Option<usize>| class.filter(|class| *class <= intents);
+    let part_without = |kept: &[Option<usize>], fold: Option<u8>| -> Vec<Option<usize>> {
+        let left_out = |in_fold: &Option<u8>| fold.is_some() && *in_fold == fold;
+        kept.iter().zip(folds).map(|(class, in_fold)| own(class).filter(|_| !left_out(in_fold))).collect()
+    };
+    // Among many examples the closest one says nearly as much as a classifier, which takes seconds to train.
+    let likeness = |part: &[Option<usize>]| -> Box<dyn Fn(&Counts) -> f64> {
+        if held_out < FOLDS {
+            let memory = Memory::of(texts, part, intents);
+            Box::new(move |text| -f64::from(memory.closest(text)))
+        } else {
+            let separator = Separator::learn(texts, part, intents);
+            Box::new(move |text| separator.look(&separator.encode_text(text)).signals.score())
+        }
+    };
     let mut inside = Vec::new();
-    for fold in 0..FOLDS {
-        let part: Vec<Option<usize>> = kept
-            .iter()
-            .zip(folds)
-            .map(|(class, in_fold)| own(class).filter(|_| *in_fold != Some(fold)))
-            .collect();
-        let separator = Separator::learn(texts, &part, intents, training);
+    for fold in 0..held_out {
+        let distance = likeness(&part_without(kept, Some(fold)));
         for (at, class) in kept.iter().enumerate() {
             if folds[at] == Some(fold) && class.is_some_and(|class| class < intents) {
-                inside.push(separator.look(&separator.encode_text(&texts[at])).signals.score());
+                inside.push(distance(&texts[at]));
             }
         }
     }
     let Some(border) = upper_quantile(&inside, OWN_LINES) else { return };
-    let part: Vec<Option<usize>> = kept.iter().map(own).collect();
-    let separator = Separator::learn(texts, &part, intents, training);
+    let distance = likeness(&part_without(kept, None));
     for (at, class) in kept.iter_mut().enumerate() {
-        let shipped = class.is_some_and(|class| class > intents);
-        if shipped && separator.look(&separator.encode_text(&texts[at])).signals.score() < border {
+        if class.is_some_and(|class| class > intents) && distance(&texts[at]) < border {
             *class = None;
         }
+    }
+}
+
+/// The examples of intents alone, without a classifier.
+struct Memory {
+    vocabulary: Vocabulary,
+    neighbours: Neighbours,
+}
+
+impl Memory {
+    fn of(texts: &[Counts], classes: &[Option<usize>], intents: usize) -> Self {
+        let own = texts.iter().zip(classes).filter(|(_, class)| class.is_some_and(|class| class < intents));
+        let own: Vec<&Counts> = own.map(|(text, _)| text).collect();
+        let vocabulary = Vocabulary::learn(own.iter().copied());
+        let vectors: Vec<SparseVector> = own.iter().map(|text| vocabulary.weigh(text)).collect();
+        let neighbours = Neighbours::of(vectors.iter(), vocabulary.columns());
+        Self { vocabulary, neighbours }
+    }
+
+    fn closest(&self, text: &Counts) -> f32 {
+        self.neighbours.closest(&self.vocabulary.weigh(text))
     }
 }
 

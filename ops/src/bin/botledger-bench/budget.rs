@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use botledger_commands::{
-    App, AppConfig, BotIdentity, Caller, CommandError, Decision, Fence, GateDefaults, IncomingKind,
-    IncomingUpdate, KeyRing, Lease, ModerationServices, NewBot, PersonFacts, ProbeError, RateDefaults,
-    SystemClock, SystemIds, TelegramProbe,
+    App, AppConfig, BotIdentity, Caller, CommandError, Decision, DetectorServices, Fence, GateDefaults,
+    IncomingKind, IncomingUpdate, KeyRing, Lease, NewBot, PersonFacts, ProbeError, RateDefaults, SystemClock,
+    SystemIds, TelegramProbe,
 };
 use botledger_domain::account::{Holder, Period, PlanTerms};
 use botledger_domain::bot::{BotRateLimits, BotSettings, RateLimit, UpdateMode};
@@ -95,7 +95,7 @@ fn open(pool: &PgPool) -> Result<App> {
             notice_pause: Duration::from_secs(60),
             block_notice_pause: Duration::from_secs(60),
         },
-        moderation: ModerationServices::new(),
+        detectors: DetectorServices::default(),
         rates: RateDefaults { workspace: rule, ..RateDefaults::default() },
         redis_patience: Duration::from_secs(5),
         instance: InstanceId(Uuid::now_v7()),

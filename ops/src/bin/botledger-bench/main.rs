@@ -7,6 +7,7 @@ mod append;
 mod budget;
 mod limits;
 mod rebuild;
+mod scoring;
 mod turns;
 
 use std::io::Write;
@@ -51,9 +52,11 @@ async fn main() -> Result<()> {
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => effort = Effort { round: Duration::from_secs(1), rounds: 1 },
-            "append" | "limits" | "budget" | "turns" | "rebuild" => parts.push(argument),
+            "append" | "limits" | "budget" | "scoring" | "turns" | "rebuild" => parts.push(argument),
             other => {
-                bail!("{other} is not known: ops/bench [--quick] [append|limits|budget|turns|rebuild ...]")
+                bail!(
+                    "{other} is not known: ops/bench [--quick] [append|limits|budget|scoring|turns|rebuild ...]"
+                )
             }
         }
     }
@@ -70,6 +73,9 @@ async fn main() -> Result<()> {
     }
     if wanted("budget") {
         rows.extend(budget::rows(&pool, effort).await?);
+    }
+    if wanted("scoring") {
+        rows.extend(scoring::rows(effort)?);
     }
     if wanted("turns") {
         rows.extend(turns::rows(&pool, &url, effort).await?);

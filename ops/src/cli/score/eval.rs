@@ -295,7 +295,7 @@ fn intent_figures(answered: &[Answered]) -> Figures {
 /// The rarer side as often as the commoner one: the probability is that of an even prior.
 fn balanced(answers: &Answers) -> Vec<(f64, bool)> {
     let (no, yes) = answers.scores();
-    let times = |own: usize, other: usize| if own == 0 { 0 } else { (other / own).max(1) };
+    let times = |own: usize, other: usize| other.checked_div(own).unwrap_or(0).max(1);
     let (no_times, yes_times) = (times(no.len(), yes.len()), times(yes.len(), no.len()));
     answers
         .outcomes()

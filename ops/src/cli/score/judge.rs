@@ -175,6 +175,7 @@ impl Judge {
                     margin: signals.margin,
                     cosine: signals.cosine,
                     unseen: signals.unseen,
+                    unseen_rare: signals.unseen_rare,
                     background: signals.background,
                 });
                 let IntentScore { intent, oos_score, oos, confidence, .. } = score;
@@ -270,6 +271,7 @@ pub(super) struct SignalsSeen {
     margin: f32,
     cosine: f32,
     unseen: f32,
+    unseen_rare: f32,
     background: f32,
 }
 

@@ -258,12 +258,19 @@ fn advice_on(examples: &[Example]) -> Vec<String> {
         let intents: Vec<&str> = intents.iter().copied().collect();
         advice.push(format!("\"{text}\" is an example of {}", intents.join(" and of ")));
     }
+    let (mut few, mut alike) = (Vec::new(), Vec::new());
     for Diversity { intent, examples, permille } in intent::diversity(examples) {
         if examples < FEW_EXAMPLES {
-            advice.push(format!("{intent} has few examples: {examples}"));
+            few.push(intent);
         } else if permille < Diversity::LOW {
-            advice.push(format!("the examples of {intent} are much alike: say it in other words as well"));
+            alike.push(intent);
         }
+    }
+    if !few.is_empty() {
+        advice.push(format!("fewer than {FEW_EXAMPLES} examples: {}", few.join(", ")));
+    }
+    if !alike.is_empty() {
+        advice.push(format!("examples much alike, say it in other words as well: {}", alike.join(", ")));
     }
     if examples.iter().filter(|example| example.intent != OUT_OF_SCOPE).count() == examples.len() {
         advice.push(format!(
