@@ -189,8 +189,8 @@ async fn what_the_gate_did_follows_from_the_terms_and_other_terms_are_tried(pool
         of("content") + of("blocked")
     };
     assert!(refused(&same) >= 3, "{same}");
-    let mild =
-        write("mild.toml", &format!("{words}blocked_word = \"ignore\"\nconfident_attack = \"ignore\""));
+    let all = ["blocked_word", "confident_attack", "spam"].map(|name| format!("{name} = \"ignore\"\n"));
+    let mild = write("mild.toml", &format!("{words}{}", all.concat()));
     let report = what_if(&[&mild]).await;
     assert_eq!(refused(&report), 0, "{report}");
     assert!(report["turns"].as_array().unwrap().iter().any(|turn| turn["before"] == "content"), "{report}");
