@@ -518,6 +518,11 @@ pub(crate) fn describe_metrics() {
         "Messages for which a detector gave no answer, by detector or service"
     );
     describe_counter!(
+        "botledger_standing_transitions_total",
+        Unit::Count,
+        "Moves up the ladder of standing, by state and by whether the policy only watches"
+    );
+    describe_counter!(
         "botledger_embedding_fallbacks_total",
         Unit::Count,
         "Messages whose intent was told by their words though the policy names an embedding model, by why"
