@@ -73,8 +73,8 @@ pub(crate) struct Whole {
 pub(crate) enum Held {
     /// It is in the set.
     Reserved(Reserved),
-    /// A limit does not cover it; that is in the set.
-    Refused(RefusalReason),
+    /// A limit does not cover it; that is in the set. With it what the person is told besides.
+    Refused(RefusalReason, Vec<Notice>),
 }
 
 /// What a turn holds.
@@ -258,7 +258,7 @@ impl Holds {
         if !quota_short {
             for budget in &mut opened.budgets {
                 if let Some(short) = self.ensure(set, budget, asked, now).await? {
-                    return Ok(Held::Refused(exhausted(budget.holder, short)));
+                    return Ok(Held::Refused(exhausted(budget.holder, short), vec![]));
                 }
             }
         }
@@ -268,13 +268,9 @@ impl Holds {
             match event {
                 QuotaEvent::QuotaWarned { warning, .. } => notices.push(near(&warning)),
                 QuotaEvent::QuotaExceeded { unit, period, requested, remaining, resets_at, .. } => {
-                    return Ok(Held::Refused(RefusalReason::QuotaExceeded {
-                        unit,
-                        period,
-                        requested,
-                        remaining,
-                        resets_at,
-                    }));
+                    let reason =
+                        RefusalReason::QuotaExceeded { unit, period, requested, remaining, resets_at };
+                    return Ok(Held::Refused(reason, notices));
                 }
                 _ => {}
             }

@@ -56,6 +56,8 @@ const MOST_SPANS: usize = 16;
 const WORTH_KEEPING: u16 = 50;
 /// A moderation service's score that is a signal though the service did not flag it, in thousandths.
 const MODERATION_SIGNAL: u16 = 500;
+/// Characters of a service's own category that are kept.
+const LONGEST_CATEGORY: usize = 64;
 /// From here on a recogniser of personal data is sure, in thousandths.
 const SURE_DATA: u16 = 850;
 /// Letters of a version's hash that are recorded with each message.
@@ -136,7 +138,9 @@ impl Scorer {
             tokio::join!(own, self.ask_services(&policy.terms, text), self.ask_meaning(policy, text));
         // A detector that fell over is one that gave no answer; the policy says what follows.
         let mut findings = own.unwrap_or_else(|error| {
-            tracing::error!(turn.id = %sender.turn, error = %error, "the detectors failed");
+            // What a panic says may quote the message.
+            let panicked = error.is_panic();
+            tracing::error!(turn.id = %sender.turn, panicked, "the detectors failed");
             Findings { unavailable: OWN_DETECTORS.map(str::to_owned).to_vec(), ..Findings::default() }
         });
         if let Some((intent, version)) = meant {
@@ -287,7 +291,7 @@ async fn learn_meaning(
     let (model, rejection) = (model.as_str().to_owned(), Options::default().false_rejection_permille);
     tokio::task::spawn_blocking(move || material.learn(vectors, &model, rejection))
         .await
-        .map_err(|error| error.to_string())?
+        .map_err(|_| "learning fell over".to_owned())?
         .map_err(|error| error.to_string())
 }
 
@@ -453,6 +457,12 @@ fn take_verdict(findings: &mut Findings, service: &str, verdict: Option<Moderati
             let score = found.score_permille;
             findings.signals.push(signal(Detector::Moderation, category.as_str(), level, score, []));
         }
+    }
+    for other in verdict.others.iter().take(MOST_SIGNALS) {
+        // A name of somebody else's goes into the ledger: nothing but what names are made of.
+        let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/' | '.');
+        let name: String = other.chars().filter(plain).take(LONGEST_CATEGORY).collect();
+        findings.signals.push(signal(Detector::Moderation, &name, SignalLevel::Confident, 1_000, []));
     }
     findings.models.insert(service.to_owned(), verdict.model);
 }
