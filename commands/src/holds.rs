@@ -455,7 +455,7 @@ impl Whole {
             return Ok(());
         }
         let good_until = self.parent.state.good_until(now);
-        self.report(set, |_, share| !share.pledged.is_empty(), good_until, now)
+        self.gather_until(set, good_until, now)
     }
 
     /// Takes back what the shares have free and renews pledges that are over, of all or one of them.

@@ -134,8 +134,7 @@ impl Scorer {
             (self.clone(), Arc::clone(&policy.terms), policy.key, text.to_owned());
         let own =
             tokio::task::spawn_blocking(move || look_ourselves(&scorer.learned(key, &terms), &own_text));
-        let (own, others, meant) =
-            tokio::join!(own, self.ask_services(&policy.terms, text), self.ask_meaning(policy, text));
+        let (own, (others, meant)) = tokio::join!(own, self.ask_others(policy, text));
         // A detector that fell over is one that gave no answer; the policy says what follows.
         let mut findings = own.unwrap_or_else(|error| {
             // What a panic says may quote the message.
@@ -179,19 +178,28 @@ impl Scorer {
         }
     }
 
+    /// What those outside of this process say. What leaves for them leaves without personal data.
+    async fn ask_others<'p>(
+        &self,
+        policy: &'p EffectivePolicy,
+        text: &str,
+    ) -> (Vec<(&'p str, Option<ModerationVerdict>)>, Option<(IntentFinding, String)>) {
+        let terms = &policy.terms;
+        if terms.moderation.is_empty() && terms.embedding_model.is_none() {
+            return (vec![], None);
+        }
+        let masked = pii::mask_kinds(text, PiiKinds::personal(), MaskStyle::Kind).text;
+        tokio::join!(self.ask_services(terms, &masked), self.ask_meaning(policy, &masked))
+    }
+
     async fn ask_services<'p>(
         &self,
         terms: &'p PolicyTerms,
-        text: &str,
+        masked: &str,
     ) -> Vec<(&'p str, Option<ModerationVerdict>)> {
-        if terms.moderation.is_empty() {
-            return vec![];
-        }
-        // What leaves for somebody else leaves without personal data.
-        let masked = pii::mask_kinds(text, PiiKinds::personal(), MaskStyle::Kind).text;
         let deadline = tokio::time::Instant::now() + SERVICE_PATIENCE;
         let asked = terms.moderation.iter().map(|rule| {
-            let (service, masked) = (self.services.moderation.get(&rule.service), &masked);
+            let service = self.services.moderation.get(&rule.service);
             async move {
                 let verdict = match service {
                     Some(service) => {
@@ -212,7 +220,7 @@ impl Scorer {
 impl Scorer {
     /// What a text asks for by its meaning; nothing where the policy names no embedding model, and where the
     /// model gives no answer or does not know the policy yet: then its words have to do.
-    async fn ask_meaning(&self, policy: &EffectivePolicy, text: &str) -> Option<(IntentFinding, String)> {
+    async fn ask_meaning(&self, policy: &EffectivePolicy, masked: &str) -> Option<(IntentFinding, String)> {
         let (model, key) = (policy.terms.embedding_model.as_ref()?, policy.key?);
         if policy.terms.intents.is_empty() {
             return None;
@@ -223,10 +231,8 @@ impl Scorer {
         };
         let Some(provider) = self.services.embeddings.clone() else { return fallback("none") };
         let Some(known) = self.meaning(key, policy, &provider) else { return fallback("learning") };
-        // What leaves for somebody else leaves without personal data.
-        let masked = pii::mask_kinds(text, PiiKinds::personal(), MaskStyle::Kind).text;
         let deadline = tokio::time::Instant::now() + EMBEDDING_PATIENCE;
-        let texts = [masked];
+        let texts = [masked.to_owned()];
         let asked = provider.embed(model.as_str(), &texts, deadline);
         let vector = match tokio::time::timeout_at(deadline, asked).await {
             Ok(Ok(mut vectors)) => vectors.pop()?,
