@@ -127,9 +127,11 @@ pub(crate) async fn run(
 }
 
 /// Takes sets in order; a set that shares a stream or an idempotency key with one before it waits
-/// for the next batch, and so does everything that shares a stream with it: order per stream stays.
+/// for the next batch, and so does everything that shares a stream with it: order per stream stays. Sets
+/// that only rest on a stream share it with those that move it, not with each other.
 fn take_batch(waiting: &mut VecDeque<Request>, max_events: usize) -> Vec<Request> {
-    let mut streams: HashSet<(&'static str, String)> = HashSet::new();
+    let mut moved: HashSet<(&'static str, String)> = HashSet::new();
+    let mut seen: HashSet<(&'static str, String)> = HashSet::new();
     let mut keys: HashSet<String> = HashSet::new();
     let mut batch = Vec::new();
     let mut later = VecDeque::new();
@@ -137,9 +139,11 @@ fn take_batch(waiting: &mut VecDeque<Request>, max_events: usize) -> Vec<Request
     while let Some(request) = waiting.pop_front() {
         let size = request.set.events.len();
         let full = !batch.is_empty() && events + size > max_events;
-        let clash = request.set.expected.keys().any(|stream| streams.contains(stream))
+        let clash = request.set.expected.keys().any(|stream| moved.contains(stream) || seen.contains(stream))
+            || request.set.only_seen().any(|(stream, _)| moved.contains(stream))
             || request.set.idempotency_key().is_some_and(|key| keys.contains(key));
-        streams.extend(request.set.expected.keys().cloned());
+        moved.extend(request.set.expected.keys().cloned());
+        seen.extend(request.set.only_seen().map(|(stream, _)| stream.clone()));
         keys.extend(request.set.idempotency_key().map(str::to_owned));
         if full || clash {
             later.push_back(request);
@@ -532,7 +536,7 @@ impl Columns {
                 columns.payloads.push(event.payload.clone());
                 columns.metadatas.push(event.metadata.clone());
             }
-            for ((aggregate_type, id), expected) in &set.expected {
+            for ((aggregate_type, id), expected) in set.expected.iter().chain(set.only_seen()) {
                 columns.stream_sets.push(number);
                 columns.stream_types.push((*aggregate_type).to_owned());
                 columns.stream_ids.push(id.clone());
@@ -631,6 +635,7 @@ async fn append(
                 let expected = set
                     .expected
                     .iter()
+                    .chain(&set.seen)
                     .find(|((t, id), _)| *t == aggregate_type && *id == aggregate_id)
                     .map_or(0, |(_, version)| *version);
                 Err(AppendError::Conflict {
