@@ -192,6 +192,7 @@ const REACHED: [(&str, &str); 67] = [
     ("EffectivePolicy", "read_operations"),
     ("Event", "read_ledger"),
     ("Evidence", "moderate read_operations"),
+    ("ExhaustedLimit", "manage_quotas read_operations"),
     ("Findings", "manage_bots moderate read_operations"),
     ("Ladder", "manage_bots manage_policies moderate read_operations"),
     ("LadderPoints", "manage_bots manage_policies moderate read_operations"),
