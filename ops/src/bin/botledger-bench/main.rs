@@ -5,9 +5,13 @@
 
 mod append;
 mod budget;
+mod growth;
 mod limits;
+mod load;
+mod peers;
 mod rebuild;
 mod scoring;
+mod subscribers;
 mod turns;
 
 use std::io::Write;
@@ -45,19 +49,20 @@ pub(crate) fn told(text: impl AsRef<str>) {
     drop(writeln!(std::io::stderr(), "{}", text.as_ref()));
 }
 
+/// What can be measured; all of it where nothing is named, except how things grow.
+const PARTS: [&str; 10] =
+    ["append", "peers", "load", "subscribers", "growth", "limits", "budget", "scoring", "turns", "rebuild"];
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut effort = Effort { round: Duration::from_secs(4), rounds: 3 };
-    let mut parts = Vec::new();
+    let (mut parts, mut large) = (Vec::new(), false);
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => effort = Effort { round: Duration::from_secs(1), rounds: 1 },
-            "append" | "limits" | "budget" | "scoring" | "turns" | "rebuild" => parts.push(argument),
-            other => {
-                bail!(
-                    "{other} is not known: ops/bench [--quick] [append|limits|budget|scoring|turns|rebuild ...]"
-                )
-            }
+            "--large" => large = true,
+            part if PARTS.contains(&part) => parts.push(argument),
+            other => bail!("{other} is not known: ops/bench [--quick] [--large] [{} ...]", PARTS.join("|")),
         }
     }
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
@@ -67,6 +72,18 @@ async fn main() -> Result<()> {
     let mut rows = Vec::new();
     if wanted("append") {
         rows.extend(append::rows(&pool, &url, effort).await?);
+    }
+    if wanted("peers") {
+        rows.extend(peers::rows(&pool, &url, effort).await?);
+    }
+    if wanted("load") {
+        rows.extend(load::rows(&pool, effort).await?);
+    }
+    if wanted("subscribers") {
+        rows.extend(subscribers::rows(&pool, effort).await?);
+    }
+    if parts.iter().any(|part| part == "growth") {
+        rows.extend(growth::rows(&pool, effort, large).await?);
     }
     if wanted("limits") {
         rows.extend(limits::rows(effort).await?);
