@@ -247,6 +247,21 @@ impl<'t> Reading<'t> {
             .sum()
     }
 
+    /// The window in which rules say most.
+    fn judged_by_rules(&self) -> Verdict {
+        let mut worst = Verdict::default();
+        if self.matches.is_empty() {
+            return worst;
+        }
+        for words in self.text.windows() {
+            let rule_points = self.rule_points(&self.window_bytes(&words));
+            if rule_points > worst.rule_points {
+                worst = Verdict { total: rule_points, rule_points, window: words, ..Verdict::default() };
+            }
+        }
+        worst
+    }
+
     fn window_bytes(&self, words: &Range<usize>) -> Range<usize> {
         match self.text.words().get(words.clone()) {
             Some([first, .., last]) => first.range.start..last.range.end,
@@ -439,14 +454,10 @@ impl AttackModel {
             );
             let hidden_text = Normalised::of(&disguised.text);
             let inner = Reading::of(&hidden_text);
-            let mut hidden =
-                if nonsense && inner.matches.is_empty() { Verdict::default() } else { self.judge(&inner).0 };
+            let mut hidden = if nonsense { inner.judged_by_rules() } else { self.judge(&inner).0 };
             if disguised.rule == "decoded_spelled" && hidden.total < SUSPECTED_POINTS {
                 hidden.rule_points = hidden.rule_points.max(spelled_points(&disguised.text));
                 hidden.total = hidden.rule_points + hidden.model_points;
-            }
-            if nonsense {
-                hidden.total = hidden.rule_points;
             }
             if hidden.total < SUSPECTED_POINTS && hides_crime(&inner) && !hides_crime(&reading) {
                 hidden.rule_points = Weight::Strong.points();

@@ -385,13 +385,16 @@ impl Vocabulary {
     #[must_use]
     pub fn weigh_words(&self, text: &Hashed, words: Range<usize>) -> SparseVector {
         let words = text.range(words);
-        let known = |buckets: &mut dyn Iterator<Item = u32>| {
-            // Columns are in the order of their buckets.
-            tally(buckets.filter_map(|bucket| self.column(bucket)).collect())
+        // Columns are in the order of their buckets.
+        let known = |buckets: &mut dyn Iterator<Item = u32>, most: usize| {
+            let mut columns = Vec::with_capacity(most);
+            buckets.for_each(|bucket| columns.extend(self.column(bucket)));
+            tally(columns)
         };
+        let sequences = text.sequences_of(words.clone());
         self.weigh_families(
-            known(&mut text.singles_and_pairs(words.clone())),
-            known(&mut text.sequences_of(words).iter().copied()),
+            known(&mut text.singles_and_pairs(words.clone()), 2 * words.len()),
+            known(&mut sequences.iter().copied(), sequences.len()),
         )
     }
 

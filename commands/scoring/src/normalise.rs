@@ -230,6 +230,15 @@ impl Reading {
             self.glyphs.push(Glyph { letter, origin, capital: byte.is_ascii_uppercase() });
             return;
         }
+        if let Some(letter @ 'А'..='я') = cluster.chars().next()
+            && cluster.len() == letter.len_utf8()
+        {
+            // As the general way below would have it, which takes a third of the time of a Russian text.
+            let capital = letter <= 'Я';
+            let small = if capital { char::from_u32(u32::from(letter) + 0x20).unwrap_or(letter) } else { letter };
+            self.glyphs.push(Glyph { letter: small, origin, capital });
+            return;
+        }
         for character in cluster.nfkc() {
             let character = plain(character);
             for letter in character.to_lowercase() {
@@ -289,7 +298,7 @@ impl Reading {
             if first.is_whitespace() || first.is_control() {
                 continue;
             }
-            if !first.is_alphanumeric() {
+            if !is_letter_or_digit(first) {
                 while at < self.glyphs.len() && letter_at(at) == first {
                     at += 1;
                 }
@@ -301,7 +310,7 @@ impl Reading {
                 let next = letter_at(at);
                 let inner =
                     next == '\'' && letter_at(at - 1).is_alphabetic() && letter_at(at + 1).is_alphabetic();
-                if !inner && !next.is_alphanumeric() {
+                if !inner && !is_letter_or_digit(next) {
                     break;
                 }
                 only_digits &= next.is_numeric();
@@ -373,9 +382,16 @@ enum Script {
     Greek,
 }
 
+/// As [`char::is_alphanumeric`], without a look into its tables for letters most texts are made of.
+pub(crate) fn is_letter_or_digit(character: char) -> bool {
+    matches!(character, 'a'..='z' | 'а'..='я' | '0'..='9') || character.is_alphanumeric()
+}
+
 fn script_of(letter: char) -> Option<Script> {
     match letter {
-        'a'..='z' | 'ª' | 'º' | '\u{c0}'..='\u{24f}' | '\u{250}'..='\u{2af}' | '\u{1e00}'..='\u{1eff}' => {
+        'a'..='z' => Some(Script::Latin),
+        'а'..='я' => Some(Script::Cyrillic),
+        'ª' | 'º' | '\u{c0}'..='\u{24f}' | '\u{250}'..='\u{2af}' | '\u{1e00}'..='\u{1eff}' => {
             letter.is_alphabetic().then_some(Script::Latin)
         }
         '\u{370}'..='\u{3ff}' | '\u{1f00}'..='\u{1fff}' => letter.is_alphabetic().then_some(Script::Greek),

@@ -133,8 +133,11 @@ fn leet(text: &Normalised, whole: Span) -> Option<Reading> {
         .folded()
         .split_whitespace()
         .filter(|word| {
-            let letters = word.chars().filter(|c| c.is_alphabetic()).count();
             let signs = word.chars().filter(|c| letter_of(*c).is_some()).count();
+            if signs == 0 {
+                return false;
+            }
+            let letters = word.chars().filter(|c| c.is_alphabetic()).count();
             // "10am", "mp3" and "wow!" are ordinary; a sign between letters or several are not.
             let inside = word.char_indices().any(|(at, c)| {
                 letter_of(c).is_some()
