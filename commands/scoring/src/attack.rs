@@ -29,6 +29,7 @@ use crate::model_file::{Damage, Kind};
 mod decode;
 mod rules;
 
+use decode::Signs;
 use rules::{Family, RULES, Weight};
 
 /// From here on a text is suspected: one strong rule, or the model alone, or two signs.
@@ -46,8 +47,8 @@ const MOST_MODEL_POINTS: f32 = 6.0;
 /// Margin between "the model says nothing" and "the model suspects".
 const MODEL_REACH: f32 = 0.8;
 
-/// Wording counts half: it belongs to a source, while concepts and rules belong to what an attack is.
-const BALANCE: Balance = Balance { wording: 0.5, cue: 0.2 };
+/// Wording counts less than whole: it belongs to a source, while concepts and rules belong to what an attack is.
+const BALANCE: Balance = Balance { wording: 0.8, cue: 0.2 };
 
 /// With an operator's own texts wording counts whole: they are the source the model will meet.
 const OWN_BALANCE: Balance = Balance { wording: 1.0, cue: 0.2 };
@@ -56,7 +57,7 @@ const TRAINING: Training = Training { cost: 3.0, positive_weight: 1.0, tolerance
 
 /// What the margin must be larger by where no rule says anything: a model that finds nobody to agree with has
 /// more often met an unusual ordinary text than an unusual attack.
-const ALONE: f32 = 0.15;
+const ALONE: f32 = 0.3;
 
 /// Most windows of one training text: a long text is one example among others, not thirty.
 const TRAINING_WINDOWS: usize = 6;
@@ -441,12 +442,10 @@ impl AttackModel {
         let reading = Reading::of(text);
         let (mut verdict, unseen) = self.judge(&reading);
         let mut evidence = self.evidence(&reading, &verdict);
-        let opaque = unseen > 0.75 || {
-            static DECODE: LazyLock<u16> =
-                LazyLock::new(|| concepts().id("decode").expect("the lexicon has [decode]"));
-            !reading.sightings.of(*DECODE).is_empty()
-        };
-        for disguised in decode::readings(original, text, opaque) {
+        static DECODE: LazyLock<u16> =
+            LazyLock::new(|| concepts().id("decode").expect("the lexicon has [decode]"));
+        let signs = Signs { unseen, of_decoding: !reading.sightings.of(*DECODE).is_empty() };
+        for disguised in decode::readings(original, text, signs) {
             // Of nonsense the model knows nothing.
             let nonsense = matches!(
                 disguised.rule,
@@ -595,7 +594,7 @@ enum Threshold {
 
 /// The margin at which the shipped model suspects where a rule agrees a little; chosen so that about one in forty
 /// role-play and other prompts of the shared collection is flagged. See the guide.
-const SHIPPED_THRESHOLD: f32 = 0.05;
+const SHIPPED_THRESHOLD: f32 = 0.0;
 
 /// Of an operator's ordinary texts, at most so many are flagged in cross-validation.
 const FALSE_POSITIVES: f64 = 0.02;
@@ -633,8 +632,7 @@ fn cross_validated_threshold(
             .map(|(group, margins)| {
                 let text = Normalised::of(&texts[*group].text);
                 let reading = Reading::of(&text);
-                let rules =
-                    text.windows().map(|words| reading.rule_points(&reading.window_bytes(&words)));
+                let rules = text.windows().map(|words| reading.rule_points(&reading.window_bytes(&words)));
                 rules.zip(margins.iter().copied()).collect()
             })
             .collect()
