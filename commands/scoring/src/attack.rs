@@ -592,8 +592,8 @@ enum Threshold {
     CrossValidated,
 }
 
-/// The margin at which the shipped model suspects where a rule agrees a little; chosen so that about one in forty
-/// role-play and other prompts of the shared collection is flagged. See the guide.
+/// The margin at which the shipped model suspects where a rule agrees a little; chosen so that about one in
+/// thirty-five role-play and other prompts of the shared collection is flagged. See the guide.
 const SHIPPED_THRESHOLD: f32 = 0.0;
 
 /// Of an operator's ordinary texts, at most so many are flagged in cross-validation.
