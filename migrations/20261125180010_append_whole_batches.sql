@@ -6,15 +6,14 @@ CREATE FUNCTION public.journal_append_all(
     payloads text[], metadatas text[],
     -- of an event that begins a set; elsewhere NULL
     keys text[], set_sizes integer[],
-    -- heads that have to stand as they were seen; a stream that begins with its set needs none, its key is taken
-    -- or not
+    -- heads that have to stand as they were seen
     stream_types text[], stream_ids text[], stream_expected bigint[],
     fence_bots uuid[], fence_epochs bigint[],
     -- number of the event that the body came with
     body_places bigint[], body_ids uuid[], body_owners uuid[], body_purposes text[], body_key_versions integer[],
     body_nonces bytea[], body_ciphertexts bytea[], body_turns uuid[], body_conversations uuid[],
     body_sessions integer[], body_epochs integer[], body_prompts uuid[],
-    -- whether the commit may wait for the disk when nobody else waits for the ledger's lock
+    -- whether the commit may wait for the disk, which nobody else's append then waits for as far as is known now
     may_flush boolean,
     -- position before the first event; NULL when nothing was written
     OUT base bigint,
@@ -27,7 +26,9 @@ DECLARE
     moment timestamptz;
     micros bigint;
 BEGIN
-    flushed := may_flush AND pg_try_advisory_xact_lock(7209065211);
+    -- The lock is held until the commit is through: for a disk that is bearable, for another server it is not.
+    flushed := may_flush AND current_setting('synchronous_standby_names') = ''
+        AND pg_try_advisory_xact_lock(7209065211);
     IF flushed THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     ELSE
@@ -41,6 +42,13 @@ BEGIN
             WHERE e.aggregate_type = s.stream_type AND e.aggregate_id = s.stream_id
             ORDER BY e.sequence DESC LIMIT 1
         ), 0)
+    ) THEN
+        RETURN;
+    END IF;
+    IF EXISTS (
+        SELECT FROM unnest(keys) AS k (key)
+        WHERE k.key IS NOT NULL
+            AND (SELECT e.position FROM public.events e WHERE e.idempotency_key = k.key) IS NOT NULL
     ) THEN
         RETURN;
     END IF;

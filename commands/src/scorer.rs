@@ -47,8 +47,11 @@ const EMBEDDING_PATIENCE: Duration = Duration::from_millis(1_500);
 const LEARNING_PATIENCE: Duration = Duration::from_secs(120);
 /// Examples that are embedded by one call.
 const EMBEDDED_AT_ONCE: usize = 64;
-/// What learned policies may take up in this process, in bytes: more than the largest one that can be published.
-const MOST_LEARNED: u64 = 1 << 30;
+/// What learned policies may take up in this process, in bytes, by words and again by embeddings: more than the
+/// largest one that can be published.
+const MOST_LEARNED: u64 = 1 << 29;
+/// What any of them counts for at least.
+const LEAST_LEARNED: u32 = 1 << 16;
 /// How long after a failure a policy's examples are embedded again.
 const LEARNING_PAUSE: Duration = Duration::from_secs(60);
 /// Signals of one detector that are kept, the strongest first.
@@ -73,7 +76,7 @@ const OWN_DETECTORS: [&str; 6] = ["attack", "spam", "category", "personal_data",
 pub(crate) struct Scorer {
     learned: Cache<(Uuid, u32), Arc<Learned>>,
     meanings: Cache<(Uuid, u32), Arc<Mutex<Meaning>>>,
-    /// One at a time learns from embeddings: that takes a core for up to a minute.
+    /// One at a time learns from vectors: that takes a core for up to a minute.
     learning: Arc<Semaphore>,
     behaviour: Behaviour,
     services: Arc<DetectorServices>,
@@ -95,6 +98,7 @@ impl Meaning {
             Self::Known(known) => u32::try_from(known.bytes()).unwrap_or(u32::MAX),
             Self::Unknown | Self::Learning | Self::Failed(_) => 0,
         }
+        .max(LEAST_LEARNED)
     }
 }
 
@@ -127,7 +131,7 @@ impl Scorer {
         let idle = Duration::from_secs(3_600);
         let learned = Cache::builder()
             .max_capacity(MOST_LEARNED)
-            .weigher(|_, learned: &Arc<Learned>| learned.bytes)
+            .weigher(|_, learned: &Arc<Learned>| learned.bytes.max(LEAST_LEARNED))
             .time_to_idle(idle)
             .build();
         let meanings = Cache::builder()
@@ -301,10 +305,7 @@ impl Scorer {
         drop(meaning);
         let (terms, provider) = (Arc::clone(&policy.terms), Arc::clone(provider));
         let (meanings, learning) = (self.meanings.clone(), Arc::clone(&self.learning));
-        let learned = tokio::spawn(async move {
-            let _turn = learning.acquire_owned().await;
-            learn_meaning(&terms, provider.as_ref()).await
-        });
+        let learned = tokio::spawn(async move { learn_meaning(&terms, provider.as_ref(), &learning).await });
         tokio::spawn(async move {
             // What a panic says may quote the examples.
             let learned = learned.await.unwrap_or_else(|_| Err("learning fell over".to_owned()));
@@ -326,6 +327,7 @@ impl Scorer {
 async fn learn_meaning(
     terms: &PolicyTerms,
     provider: &dyn EmbeddingProvider,
+    learning: &Semaphore,
 ) -> Result<EmbeddedIntents, String> {
     let Some(model) = &terms.embedding_model else { return Err("no model is named".to_owned()) };
     let material = Material::of(&examples(terms)).map_err(|error| error.to_string())?;
@@ -337,6 +339,7 @@ async fn learn_meaning(
         vectors.extend(embedded.map_err(|error| error.to_string())?);
     }
     let (model, rejection) = (model.as_str().to_owned(), Options::default().false_rejection_permille);
+    let _turn = learning.acquire().await;
     tokio::task::spawn_blocking(move || material.learn(vectors, &model, rejection))
         .await
         .map_err(|_| "learning fell over".to_owned())?

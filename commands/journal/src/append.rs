@@ -115,9 +115,10 @@ impl AppendSet {
         self.seen.entry((A::TYPE, loaded.id.clone())).or_insert(loaded.version);
     }
 
-    /// Streams it only rests on, with their versions.
+    /// Streams it rests on without moving them, with their versions. One that it moves from another version than
+    /// was seen is among them: the set falls.
     pub(crate) fn only_seen(&self) -> impl Iterator<Item = (&(&'static str, String), &i64)> {
-        self.seen.iter().filter(|(stream, _)| !self.expected.contains_key(*stream))
+        self.seen.iter().filter(|(stream, version)| self.expected.get(*stream) != Some(*version))
     }
 
     /// Adds a sealed body that is stored with the events.

@@ -188,6 +188,11 @@ pub fn describe_metrics() {
     describe_histogram!("botledger_journal_batch_events", Unit::Count, "Events written by one batch");
     describe_counter!("botledger_journal_appended_total", Unit::Count, "Events written");
     describe_counter!(
+        "botledger_journal_batches_apart_total",
+        Unit::Count,
+        "Batches in which a set had to be refused or was known already"
+    );
+    describe_counter!(
         "botledger_journal_conflicts_total",
         Unit::Count,
         "Append sets refused for a stale version"

@@ -196,10 +196,12 @@ impl Link {
 
     async fn get(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
         if self.connection.is_none() {
-            // The same few statements for ever: a generic plan saves planning each time.
+            // The same few statements for ever: a generic plan saves planning each time, and must not be one of a
+            // ledger so young that reading all of it was cheapest.
             let options = (*self.options).clone().application_name("botledger-writer").options([
                 ("synchronous_commit", self.synchronous_commit),
                 ("plan_cache_mode", "force_generic_plan"),
+                ("enable_seqscan", "off"),
             ]);
             self.connection = Some(PgConnection::connect_with(&options).await?);
             self.opened = Instant::now();

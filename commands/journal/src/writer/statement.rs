@@ -114,13 +114,10 @@ pub(super) async fn append(
     may_flush: bool,
 ) -> Result<Appended, sqlx::Error> {
     let columns = Columns::of(sets);
-    match append_all(link, sets, &columns, may_flush).await {
-        Ok(Some(appended)) => return Ok(appended),
-        Ok(None) => {}
-        // A stream that others began, or a key that is known.
-        Err(sqlx::Error::Database(refusal)) if refusal.is_unique_violation() => {}
-        Err(error) => return Err(error),
+    if let Some(appended) = append_all(link, sets, &columns, may_flush).await? {
+        return Ok(appended);
     }
+    metrics::counter!("botledger_journal_batches_apart_total").increment(1);
     Ok(Appended { outcomes: append_apart(link, sets, &columns).await?, flushed: false })
 }
 
@@ -131,17 +128,6 @@ async fn append_all(
     c: &Columns<'_>,
     may_flush: bool,
 ) -> Result<Option<Appended>, sqlx::Error> {
-    let begun = |set: &AppendSet, stream: &(&'static str, String)| set.expected.get(stream) == Some(&0);
-    let heads = sets.iter().flat_map(|set| {
-        let streams = set.expected.iter().chain(set.only_seen());
-        streams.filter(|(stream, _)| !begun(set, stream))
-    });
-    let (mut types, mut ids, mut expected) = (Vec::new(), Vec::new(), Vec::new());
-    for ((aggregate_type, id), version) in heads {
-        types.push(*aggregate_type);
-        ids.push(id.as_str());
-        expected.push(*version);
-    }
     let fences = sets.iter().filter_map(|set| set.fence).map(|(bot, epoch)| (bot.uuid(), epoch));
     let (bots, epochs): (Vec<Uuid>, Vec<i64>) = fences.unzip();
     let connection = link.get().await?;
@@ -160,9 +146,9 @@ async fn append_all(
     .bind(&c.metadatas)
     .bind(&c.keys)
     .bind(&c.set_sizes)
-    .bind(types)
-    .bind(ids)
-    .bind(expected)
+    .bind(&c.stream_types)
+    .bind(&c.stream_ids)
+    .bind(&c.stream_expected)
     .bind(bots)
     .bind(epochs)
     .bind(&c.bodies.places)
