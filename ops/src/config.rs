@@ -44,6 +44,7 @@ pub struct Config {
     pub prices: Prices,
     pub keys: Keys,
     pub auth: Auth,
+    pub audit: Audit,
     pub bots: Bots,
     pub log: Log,
 }
@@ -272,6 +273,22 @@ pub struct Auth {
     pub access_ttl_s: u64,
 }
 
+/// The signed Merkle tree over the ledger.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// Signs heads of the tree with Ed25519; 32 bytes as 64 hex digits. Nothing is signed when empty.
+    /// Secret.
+    pub signing_key: Secret,
+    /// File that holds `signing_key`.
+    pub signing_key_file: Option<PathBuf>,
+    /// Name of this ledger to everybody outside, and of the key: best a domain of yours with a path, for
+    /// example `example.org/ledger`. It stays: a new name is a new log.
+    pub origin: String,
+    /// How often a serving process looks whether there is something new to sign, in seconds, 1-3600.
+    pub checkpoint_interval_s: u64,
+}
+
 /// The fleet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -490,6 +507,17 @@ impl Default for Keys {
 impl Default for Auth {
     fn default() -> Self {
         Self { jwt_key: Secret::default(), jwt_key_file: None, access_ttl_s: 900 }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            signing_key: Secret::default(),
+            signing_key_file: None,
+            origin: "botledger".to_owned(),
+            checkpoint_interval_s: 1,
+        }
     }
 }
 

@@ -80,6 +80,8 @@ impl House {
             ("KEYS__MASTER_KEY", &key()),
             ("KEYS__PSEUDONYM_KEY", &key()),
             ("AUTH__JWT_KEY", &key()),
+            ("AUDIT__SIGNING_KEY", &key()),
+            ("AUDIT__ORIGIN", "ledger.example"),
             ("BOTS__LEASE_TTL_S", "2"),
             ("LIMITS__USER__BURST", "1000"),
             ("LIMITS__CHAT__BURST", "1000"),
