@@ -352,7 +352,7 @@ mod tests {
             let index = at.index(size as usize) as u64;
             let ranges = inclusion_ranges(index, size).unwrap().into_iter()
                 .chain(consistency_ranges(index, size).unwrap());
-            for range in ranges.chain([0..size]) {
+            for range in ranges.chain(std::iter::once(0..size)) {
                 let hashes: Vec<Hash> = cover(range.clone()).into_iter().map(|node| {
                     let start = (node.index << node.height) as usize;
                     fold(&leaves[start..start + (1 << node.height)]).unwrap()

@@ -6,15 +6,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use botledger_commands::SystemClock;
 use botledger_domain::leaf::Leaf;
-use botledger_domain::{Position, RecordedEvent};
+use botledger_domain::{Clock, Position, RecordedEvent};
 use botledger_journal::audit::{
     Algorithm, Checkpoint, LogTree, Signed, SignedNote, Signer, StoredCheckpoint, VerifierKey, Witnessed,
     consistency_text,
 };
 use botledger_local::progress::say;
 use botledger_projections::{EventFilter, LogReader, Page, ReadPool};
-use chrono::Utc;
 use clap::Subcommand;
 use serde_json::json;
 
@@ -82,7 +82,7 @@ impl AuditCommand {
         match self {
             Self::Key => {}
             Self::Checkpoint => {
-                let stored = match tree.sign(&signer(&config)?, Utc::now()).await? {
+                let stored = match tree.sign(&signer(&config)?, SystemClock.now()).await? {
                     Signed::New(stored) | Signed::Unchanged(Some(stored)) => stored,
                     Signed::Unchanged(None) => bail!("the ledger is empty: there is nothing to sign"),
                     Signed::Busy => newest(&tree).await?,
@@ -112,7 +112,7 @@ impl AuditCommand {
 
 /// Files of these formats end in one newline, which `say` adds.
 fn print(text: &str) {
-    say(text.strip_suffix('\n').unwrap_or(text).to_owned());
+    say(text.strip_suffix('\n').unwrap_or(text));
 }
 
 /// The log's key under the log's name.
@@ -164,7 +164,7 @@ async fn verify(
         if all > 100_000 && tenth > last {
             last = tenth;
             // Results go to stdout.
-            let _ = writeln!(std::io::stderr(), "{done} of {all} events");
+            drop(writeln!(std::io::stderr(), "{done} of {all} events"));
         }
     };
     let verdict = tree.verify(&keys, None, kept, progress).await?;

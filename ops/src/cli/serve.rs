@@ -13,6 +13,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use botledger_api::{AdminState, Api, ApiConfig, ApiContext, Check, Readiness, admin_router, serve};
 use botledger_bot::{BotRuntime, Webhooks};
+use botledger_commands::SystemClock;
+use botledger_domain::Clock;
 use botledger_journal::audit::{LogTree, Signed, Signer};
 use botledger_local::migrate::{Schema, compare};
 use botledger_local::up::Signals;
@@ -209,7 +211,7 @@ async fn sign_heads(tree: LogTree, signer: Signer, every: Duration, stop: Cancel
             _ = tick.tick() => false,
             () = stop.cancelled() => true,
         };
-        match tree.sign(&signer, chrono::Utc::now()).await {
+        match tree.sign(&signer, SystemClock.now()).await {
             Ok(Signed::New(stored) | Signed::Unchanged(Some(stored))) => {
                 signed = std::time::Instant::now();
                 metrics::gauge!("botledger_checkpoint_size").set(stored.checkpoint.size as f64);

@@ -332,7 +332,7 @@ mod tests {
         );
         let parsed: SignedNote = note.parse().unwrap();
         assert_eq!(parsed.text(), text);
-        assert_eq!(parsed.verify(&[key.clone()]).unwrap()[0].name, "PeterNeumann");
+        assert_eq!(parsed.verify(std::slice::from_ref(&key)).unwrap()[0].name, "PeterNeumann");
         assert_eq!(parsed.to_string(), note);
         assert_eq!(key.to_string().parse(), Ok(key.clone()));
         let other: SignedNote = note.replace("answer", "anshwer").parse().unwrap();
