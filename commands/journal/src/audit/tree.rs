@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use botledger_domain::merkle::{self, Hash, Node};
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool, PgTransaction};
 
 use super::{Checkpoint, InclusionProof, MalformedCheckpoint, SignedNote, Signer};
 
@@ -152,49 +152,13 @@ impl LogTree {
     /// See [`TreeError`]; nothing was signed.
     pub async fn sign(&self, signer: &Signer, now: DateTime<Utc>) -> Result<Signed, TreeError> {
         let mut tx = self.pool.begin().await?;
-        let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
-            .bind(SIGNING_LOCK)
-            .fetch_one(&mut *tx)
-            .await?;
-        if !alone {
-            return Ok(Signed::Busy);
+        let signed = sign_in_tx(&mut tx, signer, now).await;
+        // Not by dropping: the lock would be held until the connection is used again.
+        match signed {
+            Ok(_) => tx.commit().await?,
+            Err(_) => tx.rollback().await?,
         }
-        let newest = newest(&mut tx).await?;
-        let size = head(&mut tx).await?;
-        let origin = signer.verifier().name().to_owned();
-        let known = newest.as_ref().map_or(0, |newest| newest.checkpoint.size);
-        if let Some(StoredCheckpoint { checkpoint, .. }) = &newest {
-            if checkpoint.origin != origin {
-                return Err(TreeError::OtherOrigin { was: checkpoint.origin.clone() });
-            }
-            if size < checkpoint.size {
-                return Err(TreeError::Truncated { head: size, size: checkpoint.size });
-            }
-        }
-        extend(&mut tx, size).await?;
-        if size == known {
-            tx.commit().await?;
-            return Ok(Signed::Unchanged(newest));
-        }
-        if let Some(StoredCheckpoint { checkpoint, .. }) = &newest
-            && range_hash(&mut tx, 0..checkpoint.size).await? != checkpoint.root
-        {
-            return Err(TreeError::Rewritten { size: checkpoint.size });
-        }
-        let root = range_hash(&mut tx, 0..size).await?;
-        let checkpoint = Checkpoint { origin, size, root };
-        let seconds = now.timestamp().unsigned_abs();
-        let note = SignedNote::sign(checkpoint.to_string(), signer, seconds)
-            .map_err(|error| TreeError::Origin(error.into()))?;
-        sqlx::query("INSERT INTO log_checkpoints (size, root, note, signed_at) VALUES ($1, $2, $3, $4)")
-            .bind(number(size))
-            .bind(&root[..])
-            .bind(note.to_string())
-            .bind(now)
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(Signed::New(StoredCheckpoint { checkpoint, note, signed_at: now }))
+        signed
     }
 
     /// The newest checkpoint.
@@ -247,6 +211,54 @@ impl LogTree {
         }
         Ok(hashes)
     }
+}
+
+async fn sign_in_tx(
+    tx: &mut PgTransaction<'_>,
+    signer: &Signer,
+    now: DateTime<Utc>,
+) -> Result<Signed, TreeError> {
+    let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
+        .bind(SIGNING_LOCK)
+        .fetch_one(&mut **tx)
+        .await?;
+    if !alone {
+        return Ok(Signed::Busy);
+    }
+    let newest = newest(tx).await?;
+    let size = head(tx).await?;
+    let origin = signer.verifier().name().to_owned();
+    let known = newest.as_ref().map_or(0, |newest| newest.checkpoint.size);
+    if let Some(StoredCheckpoint { checkpoint, .. }) = &newest {
+        if checkpoint.origin != origin {
+            return Err(TreeError::OtherOrigin { was: checkpoint.origin.clone() });
+        }
+        if size < checkpoint.size {
+            return Err(TreeError::Truncated { head: size, size: checkpoint.size });
+        }
+    }
+    extend(tx, size).await?;
+    if size == known {
+        return Ok(Signed::Unchanged(newest));
+    }
+    if let Some(StoredCheckpoint { checkpoint, .. }) = &newest
+        && range_hash(tx, 0..checkpoint.size).await? != checkpoint.root
+    {
+        return Err(TreeError::Rewritten { size: checkpoint.size });
+    }
+    let root = range_hash(tx, 0..size).await?;
+    let checkpoint = Checkpoint { origin, size, root };
+    let seconds = now.timestamp().unsigned_abs();
+    let note = SignedNote::sign(checkpoint.to_string(), signer, seconds)
+        .map_err(|error| TreeError::Origin(error.into()))?;
+    sqlx::query("INSERT INTO log_checkpoints (size, root, note, signed_at) VALUES ($1, $2, $3, $4)")
+        .bind(number(size))
+        .bind(&root[..])
+        .bind(note.to_string())
+        .bind(now)
+        .execute(&mut **tx)
+        .await?;
+    Ok(Signed::New(StoredCheckpoint { checkpoint, note, signed_at: now }))
 }
 
 /// Positions and sizes are `bigint` there; none comes near the end of it.
