@@ -591,7 +591,7 @@ impl Worker<'_> {
             shown = Formatted::plain(if text.trim().is_empty() { "…" } else { &text });
         }
         let notices = match (turn.phase, &turn.admission) {
-            (TurnPhase::Answered, Some(admission)) => &admission.notices[..],
+            (TurnPhase::Answered | TurnPhase::FailurePending, Some(admission)) => &admission.notices[..],
             (TurnPhase::RefusalPending, _) => &turn.refusal_notices[..],
             _ => &[],
         };

@@ -29,6 +29,14 @@ const LONG_ENOUGH: usize = 12;
 /// Messages remembered of a person.
 const REMEMBERED: usize = 64;
 
+/// Patterns that messages are counted for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pattern {
+    Flood,
+    Duplicate,
+    Probing,
+}
+
 /// A message as it is remembered.
 struct Trace {
     turn: TurnId,
@@ -39,6 +47,10 @@ struct Trace {
     suspicious: bool,
     /// It was beyond the person's rate limit.
     refused: bool,
+    /// Patterns that were signalled with it: it is held against nobody twice.
+    counted: Vec<Pattern>,
+    /// What it showed: the same when the step is repeated.
+    showed: Vec<Signal>,
 }
 
 /// What people did lately.
@@ -68,14 +80,13 @@ impl Behaviour {
         let words: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
         let letters = words.iter().flat_map(|word| word.chars()).filter(|c| c.is_alphanumeric());
         let text = (letters.count() >= LONG_ENOUGH).then(|| self.hasher.hash_one(&words));
-        let trace = Trace { turn, at: now, text, suspicious, refused: false };
+        let trace = Trace { suspicious, text, ..Trace::new(turn, now) };
         self.remember(bot, subject, trace, |recent| {
+            let same = |trace: &Trace| text.is_some() && trace.text == text;
             let mut signals = Vec::new();
-            let same = |trace: &&Trace| text.is_some() && trace.text == text;
-            signals.extend(signal("duplicate", DUPLICATES, recent.iter().filter(same), now));
+            signals.extend(signal(Pattern::Duplicate, recent, same, now));
             if suspicious {
-                let probes = recent.iter().filter(|trace| trace.suspicious);
-                signals.extend(signal("probing", PROBING, probes, now));
+                signals.extend(signal(Pattern::Probing, recent, |trace| trace.suspicious, now));
             }
             signals
         })
@@ -89,41 +100,78 @@ impl Behaviour {
         turn: TurnId,
         now: DateTime<Utc>,
     ) -> Option<Signal> {
-        let trace = Trace { turn, at: now, text: None, suspicious: false, refused: true };
-        self.remember(bot, subject, trace, |recent| {
-            signal("flood", FLOOD, recent.iter().filter(|trace| trace.refused), now)
-        })
+        let trace = Trace { refused: true, ..Trace::new(turn, now) };
+        let shown = self.remember(bot, subject, trace, |recent| {
+            signal(Pattern::Flood, recent, |trace| trace.refused, now).into_iter().collect()
+        });
+        shown.into_iter().next()
     }
 
-    fn remember<T>(
+    fn remember(
         &self,
         bot: BotId,
         subject: SubjectId,
         trace: Trace,
-        look: impl FnOnce(&VecDeque<Trace>) -> T,
-    ) -> T {
+        look: impl FnOnce(&mut VecDeque<Trace>) -> Vec<Signal>,
+    ) -> Vec<Signal> {
         let recent = self.recent.get_with((bot, subject), Arc::default);
         let mut recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.retain(|known| known.turn != trace.turn);
+        if let Some(known) = recent.iter().find(|known| known.turn == trace.turn) {
+            return known.showed.clone();
+        }
         if recent.len() == REMEMBERED {
             recent.pop_front();
         }
         recent.push_back(trace);
-        look(&recent)
+        let shown = look(&mut recent);
+        if let Some(last) = recent.back_mut() {
+            last.showed.clone_from(&shown);
+        }
+        shown
+    }
+}
+
+impl Trace {
+    fn new(turn: TurnId, at: DateTime<Utc>) -> Self {
+        Self { turn, at, text: None, suspicious: false, refused: false, counted: vec![], showed: vec![] }
+    }
+}
+
+impl Pattern {
+    fn rule(self) -> &'static str {
+        match self {
+            Self::Flood => "flood",
+            Self::Duplicate => "duplicate",
+            Self::Probing => "probing",
+        }
+    }
+
+    fn number_within(self) -> (usize, TimeDelta) {
+        match self {
+            Self::Flood => FLOOD,
+            Self::Duplicate => DUPLICATES,
+            Self::Probing => PROBING,
+        }
     }
 }
 
 /// A pattern shows when its number is reached, and again each time as many more have come.
-fn signal<'a>(
-    rule: &str,
-    (number, within): (usize, TimeDelta),
-    traces: impl Iterator<Item = &'a Trace>,
+fn signal(
+    pattern: Pattern,
+    recent: &mut VecDeque<Trace>,
+    belongs: impl Fn(&Trace) -> bool,
     now: DateTime<Utc>,
 ) -> Option<Signal> {
-    let count = traces.filter(|trace| now - trace.at < within).count();
-    (count > 0 && count.is_multiple_of(number)).then(|| Signal {
+    let (number, within) = pattern.number_within();
+    let counts =
+        |trace: &&mut Trace| belongs(trace) && now - trace.at < within && !trace.counted.contains(&pattern);
+    if recent.iter_mut().filter(counts).count() < number {
+        return None;
+    }
+    recent.iter_mut().filter(counts).for_each(|trace| trace.counted.push(pattern));
+    Some(Signal {
         detector: Detector::Behaviour,
-        rule: rule.to_owned(),
+        rule: pattern.rule().to_owned(),
         level: SignalLevel::Confident,
         score_permille: 1_000,
         spans: vec![],
@@ -203,5 +251,28 @@ mod tests {
         assert!(!refused(9, 200), "one alone is none");
         let stranger = SubjectId(Uuid::from_u128(3));
         assert!(behaviour.refused(BOT, stranger, turn(10), at(4)).is_none());
+    }
+
+    #[test]
+    fn who_goes_on_is_counted_at_any_pace() {
+        let behaviour = Behaviour::new();
+        let floods = (0..200).filter(|n| behaviour.refused(BOT, PERSON, turn(*n), at(0)).is_some()).count();
+        assert_eq!(floods, 40, "every fifth, however many come at once");
+        let probe = |n: i64| {
+            let text = format!("attempt number {n}");
+            let shown = behaviour.message(BOT, PERSON, turn(1_000 + n as u128), &text, true, at(n * 450));
+            !shown.is_empty()
+        };
+        let probed = (0..12).filter(|n| probe(*n)).count();
+        assert_eq!(probed, 4, "every third, though four of them are always in sight");
+    }
+
+    #[test]
+    fn a_repeated_step_shows_what_it_showed() {
+        let behaviour = Behaviour::new();
+        let shown: Vec<_> = (0..5).map(|n| behaviour.refused(BOT, PERSON, turn(n), at(0))).collect();
+        let fifth = shown[4].clone();
+        assert!(fifth.is_some());
+        assert_eq!(behaviour.refused(BOT, PERSON, turn(4), at(1)), fifth);
     }
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use botledger_domain::{
     OperatorId, Reason, WorkspaceId,
-    account::{Holder, LimitLeft, PlanTerms, Unit},
+    account::{Holder, LimitLeft, PlanTerms, Raise, Unit},
     bot::Bot,
     budget::{Budget, BudgetCommand, BudgetError, MOST_SHARES},
     budget_stream,
@@ -10,6 +10,7 @@ use botledger_domain::{
 };
 use botledger_journal::{AppendError, AppendSet};
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use crate::{
     Caller, CommandError, Core,
@@ -55,8 +56,28 @@ impl Budgets {
         shares: Option<u16>,
     ) -> Outcome {
         self.check(caller, workspace, holder).await?;
-        let id = budget_stream(workspace, holder);
+        let checked =
+            terms.clone().checked().map_err(|error| CommandError::Refused(BudgetError::Terms(error)))?;
         let by = caller.operator_id();
+        self.change(caller, budget_stream(workspace, holder), |budget, now| {
+            let open = u16::try_from(budget.shares.len()).unwrap_or(MOST_SHARES);
+            let shares = shares.unwrap_or(if open == 0 { USUAL_SHARES } else { open });
+            // What shares have free was granted under other limits.
+            let others = budget.account.terms != checked;
+            let gathers = others.then(|| budget.good_until_under(&checked, now)).flatten();
+            (BudgetCommand::Set { workspace, holder, terms: terms.clone(), shares, by }, gathers)
+        })
+        .await
+    }
+
+    /// Decides a command on a budget and all its shares. Before it, the shares give back what they have free
+    /// where the command says until when their pledges are good from then on.
+    async fn change(
+        &self,
+        caller: &Caller,
+        id: Uuid,
+        prepare: impl Fn(&Budget, DateTime<Utc>) -> (BudgetCommand, Option<DateTime<Utc>>),
+    ) -> Outcome {
         let mut attempt = 1;
         loop {
             let as_seen = self.core.journal.load::<Budget>(&id.to_string()).await?;
@@ -70,19 +91,19 @@ impl Budgets {
                 };
             }
             let now = self.core.clock.now();
-            let open = u16::try_from(whole.parent.state.shares.len()).unwrap_or(MOST_SHARES);
-            let shares = shares.unwrap_or(if open == 0 { USUAL_SHARES } else { open });
-            let command = BudgetCommand::Set { workspace, holder, terms: terms.clone(), shares, by };
             let mut set = AppendSet::new(caller.metadata(self.core.instance));
-            let checked =
-                terms.clone().checked().map_err(|error| CommandError::Refused(BudgetError::Terms(error)))?;
             whole.roll(&mut set, now).map_err(CommandError::within)?;
-            if whole.parent.state.account.terms != checked {
-                // What shares have free was granted under other limits.
-                let good_until = whole.parent.state.good_until_under(&checked, now);
-                whole.gather_until(&mut set, good_until, now).map_err(CommandError::within)?;
+            let (command, gathers) = prepare(&whole.parent.state, now);
+            if gathers.is_some() {
+                whole.gather_until(&mut set, gathers, now).map_err(CommandError::within)?;
             }
-            set.decide(&mut whole.parent, command, now).map_err(CommandError::Refused)?;
+            if let Err(refusal) = set.decide(&mut whole.parent, command, now) {
+                // What was done once may be refused the second time.
+                return match known_receipt(&self.core, caller).await? {
+                    Some(receipt) => Ok(Executed { after: as_seen, receipt }),
+                    None => Err(CommandError::Refused(refusal)),
+                };
+            }
             if set.is_empty()
                 && let Some(receipt) = known_receipt(&self.core, caller).await?
             {
@@ -116,9 +137,16 @@ impl Budgets {
         reason: Reason,
     ) -> Outcome {
         self.check(caller, workspace, holder).await?;
-        let by = caller.operator_id().unwrap_or(OperatorId(uuid::Uuid::nil()));
-        let command = BudgetCommand::Raise { unit, amount, expires_at, reason, by };
-        execute(&self.core, caller, &budget_stream(workspace, holder).to_string(), command, |_| Ok(())).await
+        let by = caller.operator_id().unwrap_or(OperatorId(Uuid::nil()));
+        self.change(caller, budget_stream(workspace, holder), |budget, now| {
+            // What was pledged before rests on the limit without the raise: beyond the raise's end it would
+            // still be spent, after others had spent the limit with it.
+            let known = budget.account.raises.contains(&Raise { unit, amount, expires_at });
+            let gathers = budget.good_until(now).filter(|_| !known && now < expires_at);
+            let command = BudgetCommand::Raise { unit, amount, expires_at, reason: reason.clone(), by };
+            (command, gathers.map(|end| end.min(expires_at)))
+        })
+        .await
     }
 
     /// Takes a budget away. What is held of it is settled all the same.

@@ -122,17 +122,16 @@ type Told = (ConversationId, SubjectId, &'static str);
 /// What stands in a message's way before anybody reads it.
 struct Screened {
     refusal: Option<RefusalReason>,
-    /// Absent when a list decided.
-    standing: Option<Loaded<Standing>>,
-    /// Whether what they write counts for or against them.
+    /// Whether what they write counts for or against them: they are not let in by a list, and were not
+    /// refused before.
     counts: bool,
     /// Whether it was too fast for a limit that is the person's own.
     hasty: bool,
 }
 
 impl Screened {
-    fn refused(reason: RefusalReason, standing: Option<Loaded<Standing>>) -> Self {
-        Self { refusal: Some(reason), standing, counts: false, hasty: false }
+    fn refused(reason: RefusalReason) -> Self {
+        Self { refusal: Some(reason), counts: false, hasty: false }
     }
 }
 
@@ -176,7 +175,7 @@ impl Gate {
         let bot = self.core.journal.load::<Bot>(&message.bot.to_string()).await?.state;
         let policy = self.policies.effective(message.workspace, message.bot).await?;
         // Taken and looked at once, before the first attempt: a conflict is no second message.
-        let mut screened = self.screen(turn, &message, &bot.settings, &policy, false).await?;
+        let screened = self.screen(turn, &message, &bot.settings, &policy, false).await?;
         let body = self.body_of(&message).await?;
         let text = body.text().unwrap_or_default();
         let looked = self.look(turn, &message, policy.clone(), &screened, Some(text)).await;
@@ -189,16 +188,24 @@ impl Gate {
             let now = self.core.clock.now();
             let mut set = AppendSet::new(caller.at(turn).metadata(self.core.instance));
             set.fence(message.bot, fence.epoch);
-            let judged =
-                self.judge(&mut set, &mut loaded, screened.standing.take(), looked.as_ref(), now).await?;
+            let judged = self.judge(&mut set, &mut loaded, looked.as_ref(), now).await?;
             let refusal = judged.blocked.clone().or(screened.refusal.clone()).or(judged.refusal.clone());
             let notices = judged.notices.clone();
-            let decision = match refusal {
-                Some(reason) => self.refuse(&mut set, &mut loaded, reason, notices, now)?,
+            let decided = match refusal {
+                Some(reason) => self.refuse(&mut set, &mut loaded, reason, notices, now),
                 None => {
                     let terms = &policy.terms;
-                    self.reserve(&mut set, &mut loaded, &bot.settings, &body, terms, notices, now).await?
+                    self.reserve(&mut set, &mut loaded, &bot.settings, &body, terms, notices, now).await
                 }
+            };
+            let decision = match decided {
+                // What it was to be held in moved meanwhile.
+                Err(CommandError::Conflict) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                    loaded = self.core.journal.load::<Turn>(&turn.to_string()).await?;
+                    continue;
+                }
+                decided => decided?,
             };
             match self.core.journal.append(set).await {
                 Ok(_) => {
@@ -230,15 +237,15 @@ impl Gate {
         let listed = self.access.verdict(message.workspace, bot, subject, message.conversation).await;
         let listed = listed.map_err(CommandError::within)?;
         if let Access::Denied { until, .. } = listed {
-            return Ok(Screened::refused(RefusalReason::Denied { until }, None));
+            return Ok(Screened::refused(RefusalReason::Denied { until }));
         }
         let stream = standing_stream(bot, subject).to_string();
         let standing = self.core.journal.load::<Standing>(&stream).await?;
         let now = self.core.clock.now();
-        if !even_if_blocked && let Some(reason) = blocked(&standing.state, &listed, now) {
-            return Ok(Screened::refused(reason, Some(standing)));
-        }
         let allowed = matches!(listed, Access::Allowed(_));
+        if !even_if_blocked && let Some(reason) = blocked(&standing.state, allowed, now) {
+            return Ok(Screened::refused(reason));
+        }
         let mut call = self.rate_call(turn, message, settings, 0);
         let slow = RateSubject::throttled(bot, subject);
         if !allowed && !even_if_blocked && standing.state.verdict_at(now) == Verdict::Throttled {
@@ -254,7 +261,7 @@ impl Gate {
             let throttled = full.subject.as_ref() == Some(&slow);
             if throttled { RefusalReason::Throttled { retry_at } } else { rate_limited(full) }
         });
-        Ok(Screened { refusal, standing: Some(standing), counts: !allowed, hasty })
+        Ok(Screened { refusal, counts: !allowed, hasty })
     }
 
     /// What the detectors see in a message that counts; without a text only how it came is looked at.
@@ -279,26 +286,23 @@ impl Gate {
         findings.map(|findings| Looked { policy, findings })
     }
 
-    /// Records what was seen and moves the person's standing by it. The standing is loaded again where it
-    /// moved meanwhile.
+    /// Records what was seen and moves the person's standing by it, as it is now: looking took its time, and
+    /// who was blocked meanwhile is not scored.
     async fn judge(
         &self,
         set: &mut AppendSet,
         turn: &mut Loaded<Turn>,
-        standing: Option<Loaded<Standing>>,
         looked: Option<&Looked>,
         now: DateTime<Utc>,
     ) -> Result<Judged, GateError> {
         let (Some(looked), Some(message)) = (looked, turn.state.message.clone()) else {
             return Ok(Judged::default());
         };
-        let mut standing = match standing {
-            Some(standing) => standing,
-            None => {
-                let stream = standing_stream(message.bot, message.subject).to_string();
-                self.core.journal.load::<Standing>(&stream).await?
-            }
-        };
+        let stream = standing_stream(message.bot, message.subject).to_string();
+        let mut standing = self.core.journal.load::<Standing>(&stream).await?;
+        if let Some(reason) = blocked(&standing.state, false, now) {
+            return Ok(Judged { blocked: Some(reason), ..Judged::default() });
+        }
         score::judge(set, turn, &mut standing, &message, looked, now)
     }
 
@@ -354,7 +358,7 @@ impl Gate {
         let now = self.core.clock.now();
         let mut set = AppendSet::new(caller.at(turn).metadata(self.core.instance));
         set.fence(message.bot, fence.epoch);
-        let judged = self.judge(&mut set, &mut loaded, screened.standing, looked.as_ref(), now).await?;
+        let judged = self.judge(&mut set, &mut loaded, looked.as_ref(), now).await?;
         let reason = judged.blocked.clone().unwrap_or(reason);
         let decision = self.refuse(&mut set, &mut loaded, reason, judged.notices.clone(), now)?;
         self.core.journal.append(set).await?;
@@ -390,7 +394,6 @@ impl Gate {
         let price = self.defaults.prices.of(&self.defaults.provider, &model);
         // Nothing asks for more than the model's window.
         let most = holds::worst_case(u64::from(settings.context_tokens), &price);
-        let mut opened = self.holds.open(set, message, most, now).await?;
         let mut sessions = self.core.journal.load::<ChatSession>(&message.conversation.to_string()).await?;
         let (conversation, bot, subject) = (message.conversation, message.bot, message.subject);
         set.decide(&mut sessions, ChatSessionCommand::Ensure { conversation, bot, subject }, now)
@@ -398,16 +401,17 @@ impl Gate {
         let (session, state) = sessions.state.current().ok_or(CommandError::NotFound { what: "session" })?;
         let context_epoch = state.context_epoch;
 
-        let window = u64::from(settings.context_tokens).min(opened.tokens(&price, now));
         let reservation = ReservationId(turn_uuid(turn)?);
         let prompt = body.text().unwrap_or_default();
-        let place = (session, context_epoch);
-        let asked = self.ask(message, settings, terms, place, prompt, window).await?;
-        let (request, asked) = match asked {
-            Asked::Fits { request, replaced, tokens } => {
+        let question = self.question(message, settings, terms, (session, context_epoch), prompt).await?;
+        // From here on others wait for the same quota and shares.
+        let mut opened = self.holds.open(set, message, most, now).await?;
+        let window = u64::from(settings.context_tokens).min(opened.tokens(&price, now));
+        let (request, asked) = match question.within(settings, &model, window)? {
+            Asked::Fits { request, tokens } => {
                 let answer = u64::from(request.num_predict);
                 let money = price.cost(tokens.saturating_sub(answer), answer);
-                (Some((request, replaced)), Amounts { tokens, messages: 1, money })
+                (Some(request), Amounts { tokens, messages: 1, money })
             }
             Asked::TooLong { tokens } if tokens > u64::from(settings.context_tokens) => {
                 let reason = RefusalReason::TooLong { tokens, limit: u64::from(settings.context_tokens) };
@@ -423,9 +427,12 @@ impl Gate {
             }
         }
         let held = self.holds.reserve(set, &mut opened, reservation, asked, now).await?;
-        let (request, replaced, reserved) = match (held, request) {
-            (Held::Refused(reason), _) => return self.refuse(set, turn, reason, notices, now),
-            (Held::Reserved(reserved), Some((request, replaced))) => (request, replaced, reserved),
+        let (request, reserved) = match (held, request) {
+            (Held::Refused(reason, more), _) => {
+                notices.extend(more);
+                return self.refuse(set, turn, reason, notices, now);
+            }
+            (Held::Reserved(reserved), Some(request)) => (request, reserved),
             // What was left grew while the question was put together.
             (Held::Reserved(_), None) => return Err(CommandError::Conflict),
         };
@@ -450,7 +457,7 @@ impl Gate {
             body: body.clone(),
             started_message: turn.state.started_message,
             streaming: settings.streaming,
-            replaced,
+            replaced: question.replaced,
             rate_limits: settings.rate_limits.unwrap_or(self.defaults.rate_limits),
         })))
     }
@@ -468,10 +475,12 @@ impl Gate {
         let place = (admission.session, admission.context_epoch);
         // What leaves now is masked as is wanted now.
         let policy = self.policies.effective(message.workspace, message.bot).await?;
+        let question = self.question(&message, &bot.settings, &policy.terms, place, prompt).await?;
         let window = admission.reserved_tokens;
-        match self.ask(&message, &bot.settings, &policy.terms, place, prompt, window).await? {
-            Asked::Fits { mut request, replaced, .. } => {
-                request.model = admission.model.as_str().to_owned();
+        match question.within(&bot.settings, &admission.model, window)? {
+            Asked::Fits { mut request, tokens } => {
+                let prompt = tokens.saturating_sub(u64::from(request.num_predict));
+                request.num_predict = affordable(&admission, prompt, request.num_predict);
                 Ok(Decision::Admitted(Box::new(AdmittedTurn {
                     message,
                     admission,
@@ -479,7 +488,7 @@ impl Gate {
                     body,
                     started_message,
                     streaming: bot.settings.streaming,
-                    replaced,
+                    replaced: question.replaced,
                     rate_limits: bot.settings.rate_limits.unwrap_or(self.defaults.rate_limits),
                 })))
             }
@@ -560,14 +569,25 @@ fn count(decision: &Decision) {
     metrics::counter!("botledger_gate_decisions_total", "outcome" => outcome).increment(1);
 }
 
+/// The longest answer, up to one of so many tokens, that the money of an earlier hold covers: it was held
+/// for another split into prompt and answer.
+fn affordable(admission: &Admission, prompt: u64, answer: u32) -> u32 {
+    let covered = |answer: u32| admission.price.cost(prompt, answer.into()) <= admission.reserved_money;
+    let (mut covers, mut exceeds) = (0, answer.saturating_add(1));
+    while covers + 1 < exceeds {
+        let middle = covers + (exceeds - covers) / 2;
+        if covered(middle) { covers = middle } else { exceeds = middle }
+    }
+    covers.max(1)
+}
+
 fn rate_limited(full: RateRefusal) -> RefusalReason {
     RefusalReason::RateLimited { scope: full.scope.to_owned(), retry_at: full.retry_at }
 }
 
 /// The block that holds, if any. People who are let in by a list are not held up by a score.
-fn blocked(standing: &Standing, listed: &Access, now: DateTime<Utc>) -> Option<RefusalReason> {
+fn blocked(standing: &Standing, allowed: bool, now: DateTime<Utc>) -> Option<RefusalReason> {
     let Verdict::Blocked(ban) = standing.verdict_at(now) else { return None };
-    let allowed = matches!(listed, Access::Allowed(_));
     match (ban.cause, ban.reason, ban.until) {
         (BlockCause::Moderator, Some(reason), until) => Some(RefusalReason::Blocked { reason, until }),
         _ if allowed => None,

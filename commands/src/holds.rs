@@ -73,8 +73,8 @@ pub(crate) struct Whole {
 pub(crate) enum Held {
     /// It is in the set.
     Reserved(Reserved),
-    /// A limit does not cover it; that is in the set.
-    Refused(RefusalReason),
+    /// A limit does not cover it; that is in the set. With it what the person is told besides.
+    Refused(RefusalReason, Vec<Notice>),
 }
 
 /// What a turn holds.
@@ -258,7 +258,7 @@ impl Holds {
         if !quota_short {
             for budget in &mut opened.budgets {
                 if let Some(short) = self.ensure(set, budget, asked, now).await? {
-                    return Ok(Held::Refused(exhausted(budget.holder, short)));
+                    return Ok(Held::Refused(exhausted(budget.holder, short), vec![]));
                 }
             }
         }
@@ -268,13 +268,9 @@ impl Holds {
             match event {
                 QuotaEvent::QuotaWarned { warning, .. } => notices.push(near(&warning)),
                 QuotaEvent::QuotaExceeded { unit, period, requested, remaining, resets_at, .. } => {
-                    return Ok(Held::Refused(RefusalReason::QuotaExceeded {
-                        unit,
-                        period,
-                        requested,
-                        remaining,
-                        resets_at,
-                    }));
+                    let reason =
+                        RefusalReason::QuotaExceeded { unit, period, requested, remaining, resets_at };
+                    return Ok(Held::Refused(reason, notices));
                 }
                 _ => {}
             }
@@ -335,7 +331,8 @@ impl Holds {
         }
         let share = &whole.share(budget.number)?.state;
         let usable = share.pledged.is_empty() || share.is_good(now);
-        if !usable || whole.parent.state.wants_gathering(asked, share.free(), now) {
+        let parent = &whole.parent.state;
+        if !usable || parent.is_overcommitted(now) || parent.wants_gathering(asked, share.free(), now) {
             whole.gather(set, None, now)?;
         }
         whole.pledge(set, budget, asked, now)?;
@@ -435,7 +432,10 @@ impl OpenBudget {
     /// Whether the share has what is asked for, and may spend it now.
     fn covers(&self, asked: Amounts, now: DateTime<Utc>) -> bool {
         let asked = self.parent.state.account.terms.limited(asked);
-        asked.is_empty() || (self.share.state.is_good(now) && self.share.state.free().covers(asked))
+        asked.is_empty()
+            || (self.share.state.is_good(now)
+                && self.share.state.free().covers(asked)
+                && !self.parent.state.is_overcommitted(now))
     }
 }
 
@@ -455,15 +455,18 @@ impl Whole {
             return Ok(());
         }
         let good_until = self.parent.state.good_until(now);
-        self.report(set, |_, share| !share.pledged.is_empty(), good_until, now)
+        self.gather_until(set, good_until, now)
     }
 
-    /// Takes back what the shares have free, or one of them.
+    /// Takes back what the shares have free and renews pledges that are over, of all or one of them.
     fn gather(&mut self, set: &mut AppendSet, only: Option<u32>, now: DateTime<Utc>) -> Outcome<()> {
         let good_until = self.parent.state.good_until(now);
         let wanted = |number: u32, share: &BudgetShare| match only {
             Some(only) => number == only,
-            None => !share.free().is_empty() || !share.spent.is_empty(),
+            None => {
+                let over = !share.pledged.is_empty() && !share.is_good(now);
+                over || !share.free().is_empty() || !share.spent.is_empty()
+            }
         };
         self.report(set, wanted, good_until, now)
     }

@@ -56,6 +56,8 @@ const MOST_SPANS: usize = 16;
 const WORTH_KEEPING: u16 = 50;
 /// A moderation service's score that is a signal though the service did not flag it, in thousandths.
 const MODERATION_SIGNAL: u16 = 500;
+/// Characters of a service's own category that are kept.
+const LONGEST_CATEGORY: usize = 64;
 /// From here on a recogniser of personal data is sure, in thousandths.
 const SURE_DATA: u16 = 850;
 /// Letters of a version's hash that are recorded with each message.
@@ -132,11 +134,12 @@ impl Scorer {
             (self.clone(), Arc::clone(&policy.terms), policy.key, text.to_owned());
         let own =
             tokio::task::spawn_blocking(move || look_ourselves(&scorer.learned(key, &terms), &own_text));
-        let (own, others, meant) =
-            tokio::join!(own, self.ask_services(&policy.terms, text), self.ask_meaning(policy, text));
+        let (own, (others, meant)) = tokio::join!(own, self.ask_others(policy, text));
         // A detector that fell over is one that gave no answer; the policy says what follows.
         let mut findings = own.unwrap_or_else(|error| {
-            tracing::error!(turn.id = %sender.turn, error = %error, "the detectors failed");
+            // What a panic says may quote the message.
+            let panicked = error.is_panic();
+            tracing::error!(turn.id = %sender.turn, panicked, "the detectors failed");
             Findings { unavailable: OWN_DETECTORS.map(str::to_owned).to_vec(), ..Findings::default() }
         });
         if let Some((intent, version)) = meant {
@@ -175,19 +178,28 @@ impl Scorer {
         }
     }
 
+    /// What those outside of this process say. What leaves for them leaves without personal data.
+    async fn ask_others<'p>(
+        &self,
+        policy: &'p EffectivePolicy,
+        text: &str,
+    ) -> (Vec<(&'p str, Option<ModerationVerdict>)>, Option<(IntentFinding, String)>) {
+        let terms = &policy.terms;
+        if terms.moderation.is_empty() && terms.embedding_model.is_none() {
+            return (vec![], None);
+        }
+        let masked = pii::mask_kinds(text, PiiKinds::personal(), MaskStyle::Kind).text;
+        tokio::join!(self.ask_services(terms, &masked), self.ask_meaning(policy, &masked))
+    }
+
     async fn ask_services<'p>(
         &self,
         terms: &'p PolicyTerms,
-        text: &str,
+        masked: &str,
     ) -> Vec<(&'p str, Option<ModerationVerdict>)> {
-        if terms.moderation.is_empty() {
-            return vec![];
-        }
-        // What leaves for somebody else leaves without personal data.
-        let masked = pii::mask_kinds(text, PiiKinds::personal(), MaskStyle::Kind).text;
         let deadline = tokio::time::Instant::now() + SERVICE_PATIENCE;
         let asked = terms.moderation.iter().map(|rule| {
-            let (service, masked) = (self.services.moderation.get(&rule.service), &masked);
+            let service = self.services.moderation.get(&rule.service);
             async move {
                 let verdict = match service {
                     Some(service) => {
@@ -208,7 +220,7 @@ impl Scorer {
 impl Scorer {
     /// What a text asks for by its meaning; nothing where the policy names no embedding model, and where the
     /// model gives no answer or does not know the policy yet: then its words have to do.
-    async fn ask_meaning(&self, policy: &EffectivePolicy, text: &str) -> Option<(IntentFinding, String)> {
+    async fn ask_meaning(&self, policy: &EffectivePolicy, masked: &str) -> Option<(IntentFinding, String)> {
         let (model, key) = (policy.terms.embedding_model.as_ref()?, policy.key?);
         if policy.terms.intents.is_empty() {
             return None;
@@ -219,10 +231,8 @@ impl Scorer {
         };
         let Some(provider) = self.services.embeddings.clone() else { return fallback("none") };
         let Some(known) = self.meaning(key, policy, &provider) else { return fallback("learning") };
-        // What leaves for somebody else leaves without personal data.
-        let masked = pii::mask_kinds(text, PiiKinds::personal(), MaskStyle::Kind).text;
         let deadline = tokio::time::Instant::now() + EMBEDDING_PATIENCE;
-        let texts = [masked];
+        let texts = [masked.to_owned()];
         let asked = provider.embed(model.as_str(), &texts, deadline);
         let vector = match tokio::time::timeout_at(deadline, asked).await {
             Ok(Ok(mut vectors)) => vectors.pop()?,
@@ -287,7 +297,7 @@ async fn learn_meaning(
     let (model, rejection) = (model.as_str().to_owned(), Options::default().false_rejection_permille);
     tokio::task::spawn_blocking(move || material.learn(vectors, &model, rejection))
         .await
-        .map_err(|error| error.to_string())?
+        .map_err(|_| "learning fell over".to_owned())?
         .map_err(|error| error.to_string())
 }
 
@@ -454,6 +464,12 @@ fn take_verdict(findings: &mut Findings, service: &str, verdict: Option<Moderati
             findings.signals.push(signal(Detector::Moderation, category.as_str(), level, score, []));
         }
     }
+    for other in verdict.others.iter().take(MOST_SIGNALS) {
+        // A name of somebody else's goes into the ledger: nothing but what names are made of.
+        let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/' | '.');
+        let name: String = other.chars().filter(plain).take(LONGEST_CATEGORY).collect();
+        findings.signals.push(signal(Detector::Moderation, &name, SignalLevel::Confident, 1_000, []));
+    }
     findings.models.insert(service.to_owned(), verdict.model);
 }
 
@@ -516,6 +532,11 @@ pub(crate) fn describe_metrics() {
         "botledger_detectors_unavailable_total",
         Unit::Count,
         "Messages for which a detector gave no answer, by detector or service"
+    );
+    describe_counter!(
+        "botledger_standing_transitions_total",
+        Unit::Count,
+        "Moves up the ladder of standing, by state and by whether the policy only watches"
     );
     describe_counter!(
         "botledger_embedding_fallbacks_total",

@@ -346,6 +346,43 @@ async fn a_service_that_gives_no_answer_refuses_where_it_has_to_be_asked(pool: P
     assert_eq!(refusal(decision), RefusalReason::Unscored);
 }
 
+/// Blocks the writer while it looks at the message.
+struct Moderator(World);
+
+#[async_trait]
+impl ModerationProvider for Moderator {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    async fn moderate(&self, _: &str, _: Instant) -> Result<ModerationVerdict, LlmError> {
+        let (world, caller) = (&self.0, self.0.operator(Role::Moderator));
+        let blocked =
+            world.app.standings.block(&caller, world.bot, world.subject(7), support::reason("enough"), None);
+        blocked.await.unwrap();
+        Err(LlmError::Interrupted)
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn who_is_blocked_while_their_message_is_looked_at_is_not_answered(pool: PgPool) {
+    let world = World::new(pool.clone()).await;
+    let (app, bot, fence) = (world.second_instance(), world.bot, world.fence);
+    let (keys, clock, workspace) = (world.keys.clone(), world.clock.clone(), world.workspace);
+    let moderator = Moderator(World { pool: pool.clone(), app, clock, keys, workspace, bot, fence });
+    let services = DetectorServices {
+        moderation: [("slow".to_owned(), Arc::new(moderator) as Arc<dyn ModerationProvider>)].into(),
+        ..DetectorServices::default()
+    };
+    let world = world.with_detectors(services);
+    let moderation = vec![ModerationRule { service: "slow".to_owned(), required: false }];
+    publish(&world, PolicyTerms { moderation, ..PolicyTerms::default() }, PolicyMode::Live).await;
+    let (turn, decision) = write(&world, 1, 7, "hello there").await;
+    let why = refusal(decision);
+    assert!(matches!(why, RefusalReason::Blocked { .. }), "{why:?}");
+    assert!(recorded(&pool, turn).await.is_none(), "who is blocked is not scored");
+}
+
 /// Flags threats, and remembers what it was asked.
 struct Guard(Mutex<Vec<String>>);
 

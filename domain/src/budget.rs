@@ -253,6 +253,13 @@ impl Budget {
         self.account.first_end().is_some_and(|end| now >= end)
     }
 
+    /// Whether more is used and pledged than is granted now: a raise ended, or a limit was lowered, while
+    /// turns held what it had covered. What such turns give back is nobody's to spend before it was gathered.
+    #[must_use]
+    pub fn is_overcommitted(&self, now: DateTime<Utc>) -> bool {
+        self.account.left_at(now).iter().any(|left| left.used.saturating_add(left.reserved) > left.limit)
+    }
+
     /// What a share lacks for a turn.
     fn lack(&self, asked: Amounts, free: Amounts) -> Amounts {
         self.account.terms.limited(asked).minus(free)

@@ -294,6 +294,7 @@ impl PolicyTerms {
         self.judge_attacks(findings, &mut judgement);
         self.judge_signals(findings, Detector::Spam, OffenceKind::Spam, self.spam, &mut judgement);
         self.judge_categories(findings, &mut judgement);
+        self.judge_strange_categories(findings, &mut judgement);
         self.judge_words(findings, &mut judgement);
         self.judge_signals(findings, Detector::Behaviour, OffenceKind::Flood, self.behaviour, &mut judgement);
         judgement.masks_personal_data =
@@ -352,11 +353,8 @@ impl PolicyTerms {
                 .filter(|signal| signal.rule == *name)
                 .collect();
             let severe = signals.iter().any(|signal| signal.level == SignalLevel::Severe);
-            let score = signals
-                .iter()
-                .map(|signal| signal.score_permille)
-                .chain(findings.scores.get(name).copied())
-                .max();
+            let score =
+                signals.iter().map(|signal| signal.score_permille).chain(self.score_of(findings, name)).max();
             let counts = severe || score.is_some_and(|score| score >= rule.from_permille);
             if !counts || rule.response == Response::Ignore {
                 continue;
@@ -390,6 +388,26 @@ impl PolicyTerms {
                 evidence,
             });
         }
+    }
+
+    /// What a service flags under a name that no line is drawn for. Where a service has to be asked, its "no"
+    /// is one; it costs nothing, because nobody said how bad it is.
+    fn judge_strange_categories(&self, findings: &Findings, judgement: &mut Judgement) {
+        let strange =
+            findings.of(Detector::Moderation).find(|signal| !CATEGORIES.contains(&signal.rule.as_str()));
+        if let Some(signal) = strange
+            && self.moderation.iter().any(|rule| rule.required)
+        {
+            let (detector, rule) = (Detector::Moderation, signal.rule.clone());
+            judgement.refuse(Refusal::Content { detector, rule });
+        }
+    }
+
+    /// The highest score that a category got, of the detectors here or of a service the policy asks.
+    fn score_of(&self, findings: &Findings, category: &str) -> Option<u16> {
+        let of_services =
+            self.moderation.iter().map(|rule| findings.scores.get(&format!("{}.{category}", rule.service)));
+        of_services.chain([findings.scores.get(category)]).flatten().copied().max()
     }
 
     fn judge_words(&self, findings: &Findings, judgement: &mut Judgement) {

@@ -573,7 +573,10 @@ impl Decide for Turn {
     }
 }
 
-aggregate!(Turn, "turn", TurnCommand, TurnEvent, TurnError);
+aggregate!(
+    Turn, "turn", TurnCommand, TurnEvent, TurnError,
+    "turn_admitted" => "1.1", "message_refused" => "1.1", "reply_generated" => "1.1",
+);
 
 #[cfg(test)]
 mod tests;

@@ -210,6 +210,7 @@ pub fn provider(config: &Config) -> Result<Arc<dyn ChatProvider>> {
     Ok(ollama(config)?)
 }
 
+/// Each use has a client of its own: a model that fails to embed or to judge is still asked for answers.
 fn ollama(config: &Config) -> Result<Arc<Ollama>> {
     let ollama = &config.ollama;
     let http = reqwest::Client::builder()

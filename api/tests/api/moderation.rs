@@ -335,6 +335,8 @@ async fn every_step_is_told_as_it_happens_and_after_a_break(pool: PgPool) {
         writer.writes(number, "buy", &[OffenceKind::Spam]).await;
     }
     writer.appeals(5, "please").await;
+    // A told step shows the standing at that step or further on; here all of them are over.
+    platform.settle().await;
     let expected: Vec<(String, String)> = sqlx::query_as(
         "SELECT position::text, event_type FROM events WHERE aggregate_type = 'standing' AND aggregate_id = $1
          ORDER BY position",

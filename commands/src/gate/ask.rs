@@ -20,58 +20,45 @@ const ABOUT_PLACEHOLDERS: &str = "Words such as <EMAIL_ADDRESS_1> stand for valu
                                   Where you mean such a value, write its placeholder exactly as it is.";
 
 pub(super) enum Asked {
-    Fits { request: ChatRequest, replaced: Replaced, tokens: u64 },
+    Fits { request: ChatRequest, tokens: u64 },
     TooLong { tokens: u64 },
 }
+
+/// What the model could be told, with everything masked that the policy does not let out.
+pub(super) struct Question {
+    system: Option<String>,
+    history: Vec<(String, String)>,
+    prompt: String,
+    pub(super) replaced: Replaced,
+}
+
+/// Says nothing of what the texts held.
+#[derive(Debug, thiserror::Error)]
+#[error("the texts could not be masked")]
+struct MaskingFailed;
 
 impl Gate {
     pub(super) fn model(&self, settings: &BotSettings) -> ModelName {
         settings.model.clone().unwrap_or_else(|| self.defaults.model.clone())
     }
 
-    /// What the model would be asked within a window of that many tokens, at a place (session and context
-    /// epoch) of the conversation. Rather a shorter answer than less context, rather less context than no
-    /// answer. What the policy does not let out is masked.
-    pub(super) async fn ask(
+    /// Everything there is to ask at a place (session and context epoch) of the conversation.
+    pub(super) async fn question(
         &self,
         message: &Message,
         settings: &BotSettings,
         terms: &PolicyTerms,
         place: (u32, u32),
         prompt: &str,
-        window: u64,
-    ) -> Result<Asked, GateError> {
+    ) -> Result<Question, GateError> {
         let history = self.history(message.conversation, place).await?;
         let (history, prompt, replaced) = mask(terms, history, prompt.to_owned()).await?;
-        let prompt = prompt.as_str();
-        let instructions = match (&settings.system_prompt, replaced.is_empty()) {
+        let system = match (&settings.system_prompt, replaced.is_empty()) {
             (system, true) => system.clone(),
             (None, false) => Some(ABOUT_PLACEHOLDERS.to_owned()),
             (Some(system), false) => Some(format!("{system}\n\n{ABOUT_PLACEHOLDERS}")),
         };
-        let system = instructions.as_deref();
-        let bare = fit_context(system, &[], prompt, u32::MAX, 0)
-            .map(|fitted| worst_case_prompt_tokens(&fitted.messages))
-            .map_err(CommandError::broken)?;
-        let answer = u64::from(settings.max_answer_tokens).min(window.saturating_sub(bare));
-        if answer < SHORTEST_ANSWER.min(u64::from(settings.max_answer_tokens)) {
-            return Ok(Asked::TooLong { tokens: bare + SHORTEST_ANSWER });
-        }
-        let clamp = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
-        let fitted = fit_context(system, &history, prompt, clamp(window), clamp(answer))
-            .map_err(CommandError::broken)?;
-        let tokens = worst_case_prompt_tokens(&fitted.messages) + answer;
-        Ok(Asked::Fits {
-            tokens,
-            replaced,
-            request: ChatRequest {
-                model: self.model(settings).as_str().to_owned(),
-                messages: fitted.messages,
-                num_ctx: settings.context_tokens,
-                num_predict: clamp(answer),
-                temperature: settings.temperature_milli.map(|milli| milli as f32 / 1_000.0),
-            },
-        })
+        Ok(Question { system, history, prompt, replaced })
     }
 
     async fn history(
@@ -100,6 +87,40 @@ impl Gate {
         }
         history.reverse();
         Ok(history)
+    }
+}
+
+impl Question {
+    /// The question within a window of that many tokens. Rather a shorter answer than less context, rather
+    /// less context than no answer.
+    pub(super) fn within(
+        &self,
+        settings: &BotSettings,
+        model: &ModelName,
+        window: u64,
+    ) -> Result<Asked, GateError> {
+        let (system, prompt) = (self.system.as_deref(), self.prompt.as_str());
+        let bare = fit_context(system, &[], prompt, u32::MAX, 0)
+            .map(|fitted| worst_case_prompt_tokens(&fitted.messages))
+            .map_err(CommandError::broken)?;
+        let answer = u64::from(settings.max_answer_tokens).min(window.saturating_sub(bare));
+        if answer < SHORTEST_ANSWER.min(u64::from(settings.max_answer_tokens)) {
+            return Ok(Asked::TooLong { tokens: bare + SHORTEST_ANSWER });
+        }
+        let clamp = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
+        let fitted = fit_context(system, &self.history, prompt, clamp(window), clamp(answer))
+            .map_err(CommandError::broken)?;
+        let tokens = worst_case_prompt_tokens(&fitted.messages) + answer;
+        Ok(Asked::Fits {
+            tokens,
+            request: ChatRequest {
+                model: model.as_str().to_owned(),
+                messages: fitted.messages,
+                num_ctx: settings.context_tokens,
+                num_predict: clamp(answer),
+                temperature: settings.temperature_milli.map(|milli| milli as f32 / 1_000.0),
+            },
+        })
     }
 }
 
@@ -134,5 +155,6 @@ async fn mask(
         (history, next(), replaced)
     })
     .await
-    .map_err(CommandError::broken)
+    // What a panic says may quote the texts.
+    .map_err(|_| CommandError::broken(MaskingFailed))
 }

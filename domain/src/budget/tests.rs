@@ -216,9 +216,22 @@ impl World {
     }
 
     fn gather(&mut self, now: DateTime<Utc>) {
+        let stale = self.budget.is_stale(now);
         let good_until = self.budget.good_until(now).expect("it has limits");
+        self.gather_until(good_until, now, |share| {
+            let over = !share.pledged.is_empty() && !share.is_good(now);
+            stale && !share.pledged.is_empty() || over || !share.free().is_empty() || !share.spent.is_empty()
+        });
+    }
+
+    fn gather_until(
+        &mut self,
+        good_until: DateTime<Utc>,
+        now: DateTime<Utc>,
+        wanted: impl Fn(&BudgetShare) -> bool,
+    ) {
         let numbers: Vec<u32> =
-            self.shares.iter().filter(|(_, share)| !share.pledged.is_empty()).map(|(n, _)| *n).collect();
+            self.shares.iter().filter(|(_, share)| wanted(share)).map(|(n, _)| *n).collect();
         let reports = numbers.iter().map(|number| self.shares[number].report(*number)).collect();
         for number in numbers {
             self.tell_share(number, BudgetShareCommand::Report { good_until }, now);
@@ -233,7 +246,7 @@ impl World {
         }
         let asked = tokens(asked);
         let there = self.shares.entry(share).or_default().clone();
-        if !(there.is_good(now) && there.free().covers(asked)) {
+        if !(there.is_good(now) && there.free().covers(asked) && !self.budget.is_overcommitted(now)) {
             if self.budget.is_stale(now) {
                 self.gather(now);
             }
@@ -243,7 +256,8 @@ impl World {
             }
             let there = &self.shares[&share];
             let usable = there.pledged.is_empty() || there.is_good(now);
-            if !usable || self.budget.wants_gathering(asked, there.free(), now) {
+            let over = self.budget.is_overcommitted(now);
+            if !usable || over || self.budget.wants_gathering(asked, there.free(), now) {
                 self.gather(now);
             }
             let free = self.shares[&share].free();
@@ -258,6 +272,17 @@ impl World {
         self.tell_share(share, BudgetShareCommand::Reserve { reservation: id(turn), asked }, now);
         self.open.push((turn, share));
         true
+    }
+
+    /// As operators do it: what was pledged without the raise is not spent beyond its end.
+    fn raise(&mut self, amount: u64, expires_at: DateTime<Utc>, now: DateTime<Utc>) {
+        if self.budget.is_stale(now) {
+            self.gather(now);
+        }
+        let good_until = self.budget.good_until(now).expect("it has limits").min(expires_at);
+        self.gather_until(good_until, now, |share| !share.pledged.is_empty());
+        let (unit, by) = (Unit::Tokens, id(2));
+        self.tell(BudgetCommand::Raise { unit, amount, expires_at, reason: reason("rush"), by }, now);
     }
 
     fn end(&mut self, turn: u128, actual: Option<u64>, now: DateTime<Utc>) {
@@ -289,6 +314,7 @@ enum Act {
     Settle { turn: u128, actual: u64 },
     Release { turn: u128 },
     Wait { seconds: i64 },
+    Raise { amount: u64, seconds: i64 },
 }
 
 fn any_act() -> impl Strategy<Value = Act> {
@@ -297,6 +323,7 @@ fn any_act() -> impl Strategy<Value = Act> {
         4 => (0u128..16, 0u64..80).prop_map(|(turn, actual)| Act::Settle { turn, actual }),
         1 => (0u128..16).prop_map(|turn| Act::Release { turn }),
         1 => prop_oneof![1i64..50, 30i64..4_000].prop_map(|seconds| Act::Wait { seconds }),
+        1 => (1u64..100, 1i64..40).prop_map(|(amount, seconds)| Act::Raise { amount, seconds }),
     ]
 }
 
@@ -315,6 +342,9 @@ proptest! {
                 Act::Wait { seconds } => now += chrono::Duration::seconds(seconds),
                 Act::Settle { turn, actual } => world.end(turn, Some(actual), now),
                 Act::Release { turn } => world.end(turn, None, now),
+                Act::Raise { amount, seconds } => {
+                    world.raise(amount, now + chrono::Duration::seconds(seconds), now);
+                }
                 Act::Reserve { turn, share, asked } => {
                     let known = world.open.iter().any(|(open, _)| *open == turn);
                     // What there is, by the charges alone; what came over is the account's business.

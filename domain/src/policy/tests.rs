@@ -93,6 +93,34 @@ fn the_worst_category_is_charged_once_and_a_severe_finding_whatever_its_score() 
 }
 
 #[test]
+fn what_a_required_service_flags_under_a_name_of_its_own_is_not_answered_and_costs_nothing() {
+    let asking = |required| PolicyTerms {
+        moderation: vec![ModerationRule { service: "guard".to_owned(), required }],
+        ..PolicyTerms::default()
+    };
+    let flagged = seen(vec![signal(Detector::Moderation, "S6", SignalLevel::Confident, 1_000)]);
+    let judgement = asking(true).judge(&flagged);
+    let refusal = Refusal::Content { detector: Detector::Moderation, rule: "S6".to_owned() };
+    assert_eq!((judgement.refusal, judgement.offences), (Some(refusal), vec![]));
+    assert_eq!(asking(false).judge(&flagged).refusal, None);
+}
+
+#[test]
+fn a_line_is_drawn_through_the_scores_of_the_services_that_a_policy_asks() {
+    let rule = CategoryRule { from_permille: 300, severity: Severity::Low, response: Response::Score };
+    let terms = PolicyTerms {
+        moderation: vec![ModerationRule { service: "openai".to_owned(), required: false }],
+        categories: [("HR".to_owned(), rule)].into(),
+        ..PolicyTerms::default()
+    };
+    let scored =
+        |name: &str, score| Findings { scores: [(name.to_owned(), score)].into(), ..Findings::default() };
+    assert_eq!(kinds(&terms.judge(&scored("openai.HR", 300))), [OffenceKind::CategoryLow]);
+    assert!(kinds(&terms.judge(&scored("openai.HR", 299))).is_empty());
+    assert!(kinds(&terms.judge(&scored("another.HR", 900))).is_empty());
+}
+
+#[test]
 fn people_in_need_are_not_punished_by_the_shipped_terms() {
     let findings = Findings { scores: [("SH".to_owned(), 1_000)].into(), ..Findings::default() };
     assert_eq!(PolicyTerms::default().judge(&findings), Judgement::default());

@@ -10,7 +10,7 @@ use super::{Example, Head, IntentScore, Signals, TrainingError, background, clas
 use crate::{
     Normalised,
     calibrate::{Platt, upper_quantile},
-    intent::training::Look,
+    intent::training::{Look, best_and_lead},
 };
 
 /// Texts whose vectors have to be known before anything can be learned, and what they are examples of.
@@ -150,21 +150,11 @@ impl Places {
             if count == 0 { -1.0 } else { 0.5 * closest[class] + 0.5 * along / length.max(1e-12).sqrt() }
         };
         let nearness: Vec<f32> = (0..self.intents).map(near).collect();
-        let mut best = 0;
-        let mut second = f32::NEG_INFINITY;
-        for (class, value) in nearness.iter().enumerate().skip(1) {
-            if *value > nearness[best] {
-                second = nearness[best];
-                best = class;
-            } else {
-                second = second.max(*value);
-            }
-        }
+        let (best, lead) = best_and_lead(&nearness);
         let background = self.outside.iter().map(|other| dot(unit, other)).fold(-1.0, f32::max);
-        let lead = if second.is_finite() { nearness[best] - second } else { nearness[best] };
         let signals =
             Signals { margin: nearness[best], cosine: closest[best], background, ..Signals::default() };
-        Look { best, lead: f64::from(lead), signals }
+        Look { best, lead, signals }
     }
 
     fn calibrate(&self, intents: Vec<String>, false_rejection: f64) -> Head {

@@ -40,6 +40,22 @@ pub(super) struct Look {
     pub(super) signals: Signals,
 }
 
+/// The largest of the values, and how far it is ahead of the second; of itself when it is the only one.
+pub(super) fn best_and_lead(values: &[f32]) -> (usize, f64) {
+    let mut best = 0;
+    let mut second = f32::NEG_INFINITY;
+    for (at, value) in values.iter().enumerate().skip(1) {
+        if *value > values[best] {
+            second = values[best];
+            best = at;
+        } else {
+            second = second.max(*value);
+        }
+    }
+    let lead = if second.is_finite() { values[best] - second } else { values[best] };
+    (best, f64::from(lead))
+}
+
 /// The classifier with its memory of examples.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Separator {
@@ -100,26 +116,15 @@ impl Separator {
     pub(super) fn look(&self, text: &Encoded) -> Look {
         let margins = self.linear.margins(&text.vector);
         let (own, background) = margins.split_at(self.intents);
-        let mut best = 0;
-        let mut second = f32::NEG_INFINITY;
-        for (intent, margin) in own.iter().enumerate().skip(1) {
-            if *margin > own[best] {
-                second = own[best];
-                best = intent;
-            } else {
-                second = second.max(*margin);
-            }
-        }
-        let margin = own[best];
-        let lead = if second.is_finite() { margin - second } else { margin };
+        let (best, lead) = best_and_lead(own);
         let signals = Signals {
-            margin,
+            margin: own[best],
             cosine: self.neighbours.closest(&text.vector),
             unseen: text.unseen,
             unseen_rare: text.unseen_rare,
             background: background.first().copied().unwrap_or(0.0),
         };
-        Look { best, lead: f64::from(lead), signals }
+        Look { best, lead, signals }
     }
 
     pub(super) fn write(&self, to: &mut Writer) {
