@@ -26,4 +26,16 @@ CREATE TABLE public.log_checkpoints (
 CREATE TRIGGER log_checkpoints_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON public.log_checkpoints
     FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_ledger_change();
 
-GRANT SELECT, INSERT ON public.log_tiles, public.log_checkpoints TO botledger_writer;
+-- What witnesses said of heads, for ever: signature lines that belong under the head's note.
+CREATE TABLE public.log_cosignatures (
+    size    bigint NOT NULL REFERENCES public.log_checkpoints (size),
+    -- Name of its key.
+    witness text   NOT NULL,
+    line    text   NOT NULL,
+    CONSTRAINT log_cosignatures_pkey PRIMARY KEY (size, witness)
+);
+
+CREATE TRIGGER log_cosignatures_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON public.log_cosignatures
+    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_ledger_change();
+
+GRANT SELECT, INSERT ON public.log_tiles, public.log_checkpoints, public.log_cosignatures TO botledger_writer;

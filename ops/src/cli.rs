@@ -21,6 +21,7 @@ pub mod sdl;
 pub mod serve;
 pub mod sim;
 pub mod up;
+pub mod witness;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

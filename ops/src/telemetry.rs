@@ -59,28 +59,14 @@ pub fn start_metrics() -> Result<PrometheusHandle> {
 
 /// Says what every metric of the product means; Prometheus' tools ask for it.
 pub fn describe_metrics() {
-    use metrics::{Unit, describe_counter, describe_gauge};
+    use metrics::{Unit, describe_gauge};
     botledger_commands::describe_metrics();
     botledger_projections::describe_metrics();
     botledger_api::describe_metrics();
     botledger_bot::describe_metrics();
+    crate::heads::describe_metrics();
     describe_gauge!("botledger_database_connections", Unit::Count, "Connections of the pool");
     describe_gauge!("botledger_database_connections_idle", Unit::Count, "Those of them that wait for work");
-    describe_gauge!(
-        "botledger_checkpoint_size",
-        Unit::Count,
-        "Events under the newest signed head of the ledger"
-    );
-    describe_gauge!(
-        "botledger_checkpoint_age_seconds",
-        Unit::Seconds,
-        "Since when events may wait to be signed: 0 while all are"
-    );
-    describe_counter!(
-        "botledger_checkpoint_failures_total",
-        Unit::Count,
-        "Heads that could not or must not be signed"
-    );
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! History that proves itself: the Merkle tree over the ledger's leaves, signed heads of it, and the
-//! comparison of everything with everything.
+//! History that proves itself: the Merkle tree over the ledger's leaves, signed heads of it, what a
+//! witness of them decides, and the comparison of everything with everything.
 //!
 //! The event at position `n` is leaf `n - 1`. What is written beside the ledger (`log_tiles`,
 //! `log_checkpoints`) makes proofs short and tells *where* a difference is; whether there is one is
@@ -10,8 +10,10 @@ mod checkpoint;
 mod note;
 mod tree;
 mod verify;
+mod witness;
 
-pub use checkpoint::{Checkpoint, InclusionProof, MalformedCheckpoint, consistency_text};
+pub use checkpoint::{Checkpoint, ConsistencyProof, InclusionProof, MalformedCheckpoint};
 pub use note::{Algorithm, MalformedNote, SignedNote, Signer, Unverified, Verified, VerifierKey};
-pub use tree::{LogTree, Signed, StoredCheckpoint, TreeError};
+pub use tree::{LogKeys, LogTree, Signed, StoredCheckpoint, TreeError};
 pub use verify::{Finding, Verdict, Witnessed};
+pub use witness::{NoWitness, Refusal, Witness, origin_of};

@@ -10,8 +10,8 @@ use botledger_commands::SystemClock;
 use botledger_domain::leaf::Leaf;
 use botledger_domain::{Clock, Position, RecordedEvent};
 use botledger_journal::audit::{
-    Algorithm, Checkpoint, LogTree, Signed, SignedNote, Signer, StoredCheckpoint, VerifierKey, Witnessed,
-    consistency_text,
+    Algorithm, Checkpoint, Finding, LogTree, Signed, SignedNote, StoredCheckpoint, VerifierKey, Witnessed,
+    origin_of,
 };
 use botledger_local::progress::say;
 use botledger_projections::{EventFilter, LogReader, Page, ReadPool};
@@ -19,7 +19,9 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::Settings;
+use super::witness::WitnessCommand;
 use crate::config::Config;
+use crate::heads::log_keys;
 use crate::platform::answering_pool;
 
 /// Events fetched at once.
@@ -30,7 +32,11 @@ pub enum AuditCommand {
     /// Print the public key that checkpoints are verified with
     Key,
     /// Sign the head over all events that are there, and print the newest checkpoint
-    Checkpoint,
+    Checkpoint {
+        /// Sign nothing: print the newest one that this witness has cosigned
+        #[arg(long, value_name = "NAME")]
+        cosigned_by: Option<String>,
+    },
     /// Print the proof that an event is in the ledger, as a C2SP tlog-proof
     Prove {
         /// Its position
@@ -51,10 +57,14 @@ pub enum AuditCommand {
         /// A checkpoint that was kept elsewhere; may be given several times
         #[arg(long, value_name = "FILE")]
         checkpoint: Vec<PathBuf>,
-        /// Public key that is believed, of the log or a witness; may be given several times [default: that
-        /// of audit.signing_key]
+        /// Public key of the log that is believed; may be given several times [default: those of
+        /// audit.signing_key and audit.previous_keys]
         #[arg(long, value_name = "KEY")]
         key: Vec<VerifierKey>,
+        /// Public key of a witness that must have cosigned: the checkpoints that are given, or else the newest
+        /// stored one that it did; may be given several times
+        #[arg(long, value_name = "KEY")]
+        witness: Vec<VerifierKey>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -64,6 +74,8 @@ pub enum AuditCommand {
         /// Folder, made if it is not there
         folder: PathBuf,
     },
+    /// Be a witness: remember what a ledger has signed, cosign what follows from it, refuse the rest
+    Witness(WitnessCommand),
 }
 
 impl AuditCommand {
@@ -72,17 +84,27 @@ impl AuditCommand {
     /// # Errors
     /// When the database does not answer, a key is missing, or what is asked for is not there.
     pub async fn run(self, settings: Settings) -> Result<u8> {
+        let this = match self {
+            // Has no connection to the ledger.
+            Self::Witness(command) => return command.run(settings).await,
+            this => this,
+        };
         let config = settings.load_running()?.config;
-        if let Self::Key = self {
-            say(signer(&config)?.verifier().to_string());
+        if let Self::Key = this {
+            say(log_keys(&config)?.known()[0].to_string());
             return Ok(0);
         }
         let pool = answering_pool(&config).await?;
         let tree = LogTree::new(pool.clone());
-        match self {
-            Self::Key => {}
-            Self::Checkpoint => {
-                let stored = match tree.sign(&signer(&config)?, SystemClock.now()).await? {
+        match this {
+            Self::Key | Self::Witness(_) => {}
+            Self::Checkpoint { cosigned_by: Some(witness) } => {
+                let cosigned = tree.newest_cosigned(&witness).await?;
+                let cosigned = cosigned.with_context(|| format!("{witness} has cosigned no checkpoint"))?;
+                print(&cosigned.note.to_string());
+            }
+            Self::Checkpoint { cosigned_by: None } => {
+                let stored = match tree.sign(&log_keys(&config)?, None, SystemClock.now()).await? {
                     Signed::New(stored) | Signed::Unchanged(Some(stored)) => stored,
                     Signed::Unchanged(None) => bail!("the ledger is empty: there is nothing to sign"),
                     Signed::Busy => newest(&tree).await?,
@@ -98,11 +120,11 @@ impl AuditCommand {
             }
             Self::Consistency { old, new } => {
                 let (old, new) = (at(&tree, old).await?, at(&tree, new).await?);
-                let hashes = tree.consistency(&old.checkpoint, &new.checkpoint).await?;
-                print(&consistency_text(old.checkpoint.size, &hashes, &new.note));
+                print(&tree.consistency(&old.checkpoint, &new).await?.to_string());
             }
-            Self::Verify { checkpoint, key, json } => {
-                return verify(&config, &tree, &checkpoint, key, json).await;
+            Self::Verify { checkpoint, key, witness, json } => {
+                let believed = Believed::new(&config, key, witness)?;
+                return verify(&believed, &tree, &checkpoint, json).await;
             }
             Self::Export { folder } => export(&config, &tree, pool, &folder).await?,
         }
@@ -115,19 +137,6 @@ fn print(text: &str) {
     say(text.strip_suffix('\n').unwrap_or(text));
 }
 
-/// The log's key under the log's name.
-///
-/// # Errors
-/// When `audit.signing_key` or `audit.origin` is missing or makes no sense.
-pub fn signer(config: &Config) -> Result<Signer> {
-    let seed =
-        config.audit.signing_key.key().map_err(|reason| {
-            anyhow::anyhow!("audit.signing_key {reason}: `openssl rand -hex 32` makes one")
-        })?;
-    Signer::new(&config.audit.origin, &seed, Algorithm::Ed25519)
-        .context("audit.origin does not do for a name")
-}
-
 async fn newest(tree: &LogTree) -> Result<StoredCheckpoint> {
     tree.newest().await?.context("there is no checkpoint yet: `botledger audit checkpoint` makes one")
 }
@@ -137,26 +146,71 @@ async fn at(tree: &LogTree, size: u64) -> Result<StoredCheckpoint> {
     stored.with_context(|| format!("no checkpoint covers exactly {size} events"))
 }
 
-async fn verify(
-    config: &Config,
-    tree: &LogTree,
-    files: &[PathBuf],
-    mut keys: Vec<VerifierKey>,
-    as_json: bool,
-) -> Result<u8> {
-    if keys.is_empty() {
-        let own = signer(config).context("nobody to believe: give the log's public key with --key")?;
-        keys.push(own.verifier().clone());
+/// Whose word counts.
+struct Believed {
+    log: Vec<VerifierKey>,
+    witnesses: Vec<VerifierKey>,
+}
+
+impl Believed {
+    fn new(config: &Config, log: Vec<VerifierKey>, witnesses: Vec<VerifierKey>) -> Result<Self> {
+        let log = if log.is_empty() {
+            let own = log_keys(config).context("nobody to believe: give the log's public key with --key")?;
+            own.known().to_vec()
+        } else {
+            log
+        };
+        origin_of(&log).context("--key")?;
+        if let Some(other) = witnesses.iter().find(|key| key.algorithm() != Algorithm::Cosignature) {
+            bail!("--witness {other} is no key of a witness");
+        }
+        Ok(Self { log, witnesses })
     }
+
+    fn origin(&self) -> &str {
+        self.log[0].name()
+    }
+
+    /// A head that somebody kept, when everybody has signed who has to.
+    fn read(&self, note: &SignedNote) -> Result<Checkpoint> {
+        let checkpoint: Checkpoint = note.text().parse()?;
+        if checkpoint.origin != self.origin() {
+            bail!("it is of the log {}, not of {}", checkpoint.origin, self.origin());
+        }
+        note.verify(&self.log)?;
+        for witness in &self.witnesses {
+            let signed = note.verify(std::slice::from_ref(witness));
+            signed.with_context(|| format!("{} must have cosigned it", witness.name()))?;
+        }
+        Ok(checkpoint)
+    }
+}
+
+async fn verify(believed: &Believed, tree: &LogTree, files: &[PathBuf], as_json: bool) -> Result<u8> {
     let mut kept = Vec::new();
     for file in files {
         let name = file.display().to_string();
         let text = fs::read_to_string(file).with_context(|| format!("{name} cannot be read"))?;
         let note: SignedNote = text.parse().with_context(|| format!("{name} is no checkpoint"))?;
-        note.verify(&keys).with_context(|| format!("{name} must not be believed"))?;
-        let checkpoint: Checkpoint =
-            note.text().parse().with_context(|| format!("{name} is no checkpoint"))?;
+        let checkpoint = believed.read(&note).with_context(|| format!("{name} must not be believed"))?;
         kept.push(Witnessed { checkpoint, kept: name });
+    }
+    let mut unwitnessed = Vec::new();
+    for witness in believed.witnesses.iter().filter(|_| files.is_empty()) {
+        let cosigned = match tree.newest_cosigned(witness.name()).await? {
+            Some(stored) => {
+                let only = Believed { log: believed.log.clone(), witnesses: vec![witness.clone()] };
+                only.read(&stored.note).map_err(|error| format!("{error:#}"))
+            }
+            None => Err("none is stored".to_owned()),
+        };
+        let witness = witness.name().to_owned();
+        match cosigned {
+            Ok(checkpoint) => {
+                kept.push(Witnessed { checkpoint, kept: format!("the newest head that {witness} cosigned") });
+            }
+            Err(reason) => unwitnessed.push(Finding::Unwitnessed { witness, reason }),
+        }
     }
     let mut last = 0;
     let progress = |done: u64, all: u64| {
@@ -167,7 +221,8 @@ async fn verify(
             drop(writeln!(std::io::stderr(), "{done} of {all} events"));
         }
     };
-    let verdict = tree.verify(&keys, None, kept, progress).await?;
+    let mut verdict = tree.verify(&believed.log, Some(believed.origin()), kept, progress).await?;
+    unwitnessed.into_iter().for_each(|finding| verdict.add(finding));
     if as_json {
         say(json!({ "holds": verdict.holds(), "verdict": verdict }).to_string());
     } else {
@@ -178,7 +233,10 @@ async fn verify(
             say(format!("and {} more", verdict.more));
         }
         let word = if verdict.holds() { "nothing differs" } else { "NOT what was signed" };
-        say(format!("{} events, {} signed heads: {word}", verdict.events, verdict.checkpoints));
+        say(format!(
+            "{} events, {} signed heads, {} sealed texts ({} no longer there): {word}",
+            verdict.events, verdict.checkpoints, verdict.bodies, verdict.bodies_gone
+        ));
     }
     Ok(u8::from(!verdict.holds()))
 }
@@ -191,7 +249,8 @@ async fn export(config: &Config, tree: &LogTree, pool: ReadPool, folder: &Path) 
         fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))
     };
     write("checkpoint", stored.note.to_string())?;
-    write("key", format!("{}\n", signer(config)?.verifier()))?;
+    let keys: Vec<String> = log_keys(config)?.known().iter().map(ToString::to_string).collect();
+    write("key", keys.join("\n") + "\n")?;
     let path = folder.join("leaves.ndjson");
     let file = fs::File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?;
     let mut out = std::io::BufWriter::new(file);

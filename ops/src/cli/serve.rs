@@ -13,9 +13,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use botledger_api::{AdminState, Api, ApiConfig, ApiContext, Check, Readiness, admin_router, serve};
 use botledger_bot::{BotRuntime, Webhooks};
-use botledger_commands::SystemClock;
-use botledger_domain::Clock;
-use botledger_journal::audit::{LogTree, Signed, Signer};
 use botledger_local::migrate::{Schema, compare};
 use botledger_local::up::Signals;
 use botledger_projections::{
@@ -26,8 +23,9 @@ use redis::aio::ConnectionManager;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{Settings, audit};
+use super::Settings;
 use crate::config::{Config, problems};
+use crate::heads::Heads;
 use crate::platform::{self, Platform};
 use crate::telemetry::{describe_metrics, start_logging, start_metrics};
 
@@ -143,7 +141,7 @@ struct Running {
     stop_http: CancellationToken,
     bots: BotRuntime,
     runners: Runners,
-    signing: Option<tokio::task::JoinHandle<()>>,
+    heads: Heads,
     stop_reading: CancellationToken,
 }
 
@@ -154,14 +152,7 @@ impl Running {
             .await
             .context("the ledger cannot be followed")?;
         let runners = Runners::start(&platform.read, &tail, all(), RunnerConfig::default(), &stop_reading);
-        let signing = if config.audit.signing_key.is_empty() {
-            tracing::warn!("heads of the ledger are not signed: audit.signing_key is not set");
-            None
-        } else {
-            let every = Duration::from_secs(config.audit.checkpoint_interval_s);
-            let tree = LogTree::new(platform.read.clone());
-            Some(tokio::spawn(sign_heads(tree, audit::signer(config)?, every, stop_reading.clone())))
-        };
+        let heads = Heads::start(config, &platform.read, &stop_reading)?;
         let api = ApiConfig {
             access_ttl: Duration::from_secs(config.auth.access_ttl_s),
             jwt_key: config.auth.jwt_key.key().map_err(|reason| anyhow!("auth.jwt_key {reason}"))?,
@@ -185,7 +176,7 @@ impl Running {
         let stop_http = CancellationToken::new();
         let drain = Duration::from_secs(config.instance.drain_timeout_s);
         let http = tokio::spawn(serve(listener, router, stop_http.clone(), drain));
-        Ok(Self { http, stop_http, bots, runners, signing, stop_reading })
+        Ok(Self { http, stop_http, bots, runners, heads, stop_reading })
     }
 
     /// Takes nothing new in and ends what was begun. Read models go on where they are at the next start.
@@ -194,38 +185,7 @@ impl Running {
         let (_, ()) = tokio::join!(self.http, self.bots.stop());
         self.stop_reading.cancel();
         self.runners.join().await;
-        if let Some(signing) = self.signing {
-            // It signs once more on the way out, and has nothing to answer.
-            let _ = signing.await;
-        }
-    }
-}
-
-/// Signs a head as often as it may, while there is something new; of several processes any one does.
-async fn sign_heads(tree: LogTree, signer: Signer, every: Duration, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(every);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut signed = std::time::Instant::now();
-    loop {
-        let last = tokio::select! {
-            _ = tick.tick() => false,
-            () = stop.cancelled() => true,
-        };
-        match tree.sign(&signer, SystemClock.now()).await {
-            Ok(Signed::New(stored) | Signed::Unchanged(Some(stored))) => {
-                signed = std::time::Instant::now();
-                metrics::gauge!("botledger_checkpoint_size").set(stored.checkpoint.size as f64);
-            }
-            Ok(Signed::Unchanged(None) | Signed::Busy) => signed = std::time::Instant::now(),
-            Err(error) => {
-                metrics::counter!("botledger_checkpoint_failures_total").increment(1);
-                tracing::error!(error = %format!("{:#}", anyhow!(error)), "no head of the ledger was signed");
-            }
-        }
-        metrics::gauge!("botledger_checkpoint_age_seconds").set(signed.elapsed().as_secs_f64());
-        if last {
-            return;
-        }
+        self.heads.join().await;
     }
 }
 

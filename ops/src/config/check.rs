@@ -84,6 +84,12 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     if config.audit.origin.contains(|c: char| c.is_whitespace() || c.is_control() || c == '+') {
         f.add("audit.origin", "must hold no spaces and no +");
     }
+    if let Err(reason) = config.audit.previous_keys() {
+        f.add("audit.previous_keys", &reason);
+    }
+    if let Err(reason) = config.audit.witnesses() {
+        f.add("audit.witnesses", &reason);
+    }
     f.range("audit.checkpoint_interval_s", config.audit.checkpoint_interval_s, 1, 3_600);
     f.range("bots.max_concurrent_turns", config.bots.max_concurrent_turns as u64, 1, 100_000);
     f.range("bots.max_bots", config.bots.max_bots as u64, 1, 100_000);

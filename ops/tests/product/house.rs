@@ -93,6 +93,13 @@ impl House {
     }
 
     fn command(&self) -> Command {
+        let mut command = self.bare_command();
+        command.envs(&self.environment);
+        command
+    }
+
+    /// The binary on somebody else's machine: it knows nothing of this installation.
+    pub(crate) fn bare_command(&self) -> Command {
         let mut command = Command::new(BINARY);
         command.current_dir(&self.folder).env_clear();
         for name in ["PATH", "HOME", "TMPDIR"] {
@@ -100,7 +107,6 @@ impl House {
                 command.env(name, value);
             }
         }
-        command.envs(&self.environment);
         command
     }
 

@@ -5,6 +5,7 @@
 mod audit;
 mod budget;
 mod canary;
+mod client;
 mod commands;
 mod crash;
 mod drift;

@@ -124,16 +124,42 @@ impl InclusionProof {
     }
 }
 
-/// That the tree of a checkpoint begins with the one of `old` leaves: what a witness is sent with
-/// `add-checkpoint`.
-#[must_use]
-pub fn consistency_text(old: u64, hashes: &[Hash], checkpoint: &SignedNote) -> String {
-    let mut text = format!("old {old}\n");
-    for hash in hashes {
-        text.push_str(&encode(hash));
-        text.push('\n');
+/// That the tree of a checkpoint begins with an earlier one, as a file that needs nothing else but the
+/// earlier root and the key: what a witness is sent with `add-checkpoint`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsistencyProof {
+    /// Leaves of the earlier tree.
+    pub old: u64,
+    /// In the order of RFC 6962 §2.1.2.
+    pub hashes: Vec<Hash>,
+    /// The signed head over the later tree.
+    pub checkpoint: SignedNote,
+}
+
+impl fmt::Display for ConsistencyProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "old {}", self.old)?;
+        for hash in &self.hashes {
+            writeln!(f, "{}", encode(hash))?;
+        }
+        write!(f, "\n{}", self.checkpoint)
     }
-    format!("{text}\n{checkpoint}")
+}
+
+impl FromStr for ConsistencyProof {
+    type Err = MalformedCheckpoint;
+
+    fn from_str(text: &str) -> Result<Self, MalformedCheckpoint> {
+        let wrong = MalformedCheckpoint::Text("old, hashes, an empty line and a checkpoint");
+        let (head, checkpoint) = text.split_once("\n\n").ok_or(wrong)?;
+        let mut lines = head.split('\n');
+        let old = lines.next().and_then(|line| number(line.strip_prefix("old ")?)).ok_or(wrong)?;
+        let hashes: Vec<Hash> = lines.map(|line| hash(line).ok_or(wrong)).collect::<Result<_, _>>()?;
+        if hashes.len() >= MOST_HASHES {
+            return Err(wrong);
+        }
+        Ok(Self { old, hashes, checkpoint: checkpoint.parse()? })
+    }
 }
 
 #[cfg(test)]
@@ -166,10 +192,33 @@ mod tests {
         }
     }
 
+    fn signed() -> SignedNote {
+        let signer = Signer::new("ledger.example", &[1; 32], Algorithm::Ed25519).unwrap();
+        SignedNote::sign(checkpoint().to_string(), &signer, 0).unwrap()
+    }
+
+    #[test]
+    fn what_a_witness_is_sent_reads_back_as_it_was_written() {
+        for hashes in [vec![], vec![[1; 32]], vec![[3; 32]; 63]] {
+            let proof = ConsistencyProof { old: 2, hashes, checkpoint: signed() };
+            assert_eq!(proof.to_string().parse(), Ok(proof));
+        }
+        let text = ConsistencyProof { old: 2, hashes: vec![[1; 32]; 63], checkpoint: signed() }.to_string();
+        for bad in [
+            text.replace("old 2", "old 02"),
+            text.replace("old 2\n", ""),
+            text.replace("old 2\n", "old 2\nAQEB\n"),
+            text.replace("old 2\n", &format!("old 2\n{}\n", encode([1; 32]))),
+            text.replace("\n\nledger", "\nledger"),
+            String::new(),
+        ] {
+            assert!(bad.parse::<ConsistencyProof>().is_err(), "{bad:?}");
+        }
+    }
+
     #[test]
     fn a_proof_reads_back_as_it_was_written() {
-        let signer = Signer::new("ledger.example", &[1; 32], Algorithm::Ed25519).unwrap();
-        let note = SignedNote::sign(checkpoint().to_string(), &signer, 0).unwrap();
+        let note = signed();
         let proof = InclusionProof { index: 0, hashes: vec![[1; 32], [2; 32]], checkpoint: note };
         let text = proof.to_string();
         assert_eq!(text.parse(), Ok(proof.clone()));

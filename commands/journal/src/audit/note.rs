@@ -100,6 +100,12 @@ impl VerifierKey {
         &self.name
     }
 
+    /// What its signatures say: the log's own word, or a witness's.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
     fn id(&self) -> [u8; 4] {
         let hash = Sha256::new_with_prefix(self.name.as_bytes())
             .chain_update([b'\n', self.algorithm as u8])
@@ -114,6 +120,7 @@ impl VerifierKey {
             Algorithm::Cosignature => {
                 let (time, signature) = signature.split_first_chunk::<8>()?;
                 let time = u64::from_be_bytes(*time);
+                i64::try_from(time).ok()?;
                 (Some(time), cosigned(time, text), signature)
             }
         };
@@ -215,11 +222,43 @@ impl SignedNote {
         Ok(Self { text, lines })
     }
 
-    /// The same with one more signature.
+    /// A text to which signatures of others are added.
+    pub(super) fn unsigned(text: &str) -> Self {
+        Self { text: text.to_owned(), lines: Vec::new() }
+    }
+
+    /// One more signature over its text, as the line that others add to the note.
     #[must_use]
-    pub fn with_signature(mut self, signer: &Signer, now: u64) -> Self {
-        self.lines.push(signer.line(&self.text, now));
-        self
+    pub fn signature_line(&self, signer: &Signer, now: u64) -> String {
+        signer.line(&self.text, now).to_string()
+    }
+
+    /// The same with signature lines that somebody sent. They are believed no more than those it has.
+    ///
+    /// # Errors
+    /// When they are no signature lines, or too many.
+    pub fn with_signatures(mut self, lines: &str) -> Result<Self, MalformedNote> {
+        let lines = lines.strip_suffix('\n').ok_or(MalformedNote("a signature line ends in a newline"))?;
+        for line in lines.split('\n') {
+            let line = line.parse()?;
+            if !self.lines.contains(&line) {
+                self.lines.push(line);
+            }
+        }
+        if self.lines.len() > MOST_SIGNATURES {
+            return Err(MalformedNote("a note has more signatures than are read"));
+        }
+        Ok(self)
+    }
+
+    /// Only the signatures of these keys, as lines; what is to be kept of what somebody sent.
+    ///
+    /// # Errors
+    /// As [`SignedNote::verify`].
+    pub fn lines_of(&self, keys: &[VerifierKey]) -> Result<String, Unverified> {
+        self.verify(keys)?;
+        let known = |line: &&Line| keys.iter().any(|key| key.name == line.name && key.id() == line.id);
+        Ok(self.lines.iter().filter(known).map(|line| format!("{line}\n")).collect())
     }
 
     /// The text, to be believed only after [`SignedNote::verify`].
@@ -228,7 +267,7 @@ impl SignedNote {
         &self.text
     }
 
-    /// Who of the given keys has signed. Lines of other keys count for nothing.
+    /// Who of the given keys has signed, each once. Lines of other keys count for nothing.
     ///
     /// # Errors
     /// When none has, or a line of a given key is wrong.
@@ -237,10 +276,19 @@ impl SignedNote {
         for line in &self.lines {
             for key in keys.iter().filter(|key| key.name == line.name && key.id() == line.id) {
                 let verified = key.verify(&self.text, &line.signature);
-                signed.push(verified.ok_or_else(|| Unverified::Wrong(key.name.clone()))?);
+                let verified = verified.ok_or_else(|| Unverified::Wrong(key.name.clone()))?;
+                if !signed
+                    .iter()
+                    .any(|(id, one): &([u8; 4], Verified)| *id == line.id && one.name == key.name)
+                {
+                    signed.push((line.id, verified));
+                }
             }
         }
-        if signed.is_empty() { Err(Unverified::NoKnownKey) } else { Ok(signed) }
+        if signed.is_empty() {
+            return Err(Unverified::NoKnownKey);
+        }
+        Ok(signed.into_iter().map(|(_, one)| one).collect())
     }
 }
 
@@ -266,15 +314,7 @@ impl FromStr for SignedNote {
             note.rsplit_once("\n\n").ok_or(MalformedNote("a note has no signatures under its text"))?;
         let mut lines = Vec::new();
         for line in signatures.split_terminator('\n') {
-            let signature = line.strip_prefix("— ").and_then(|rest| rest.split_once(' '));
-            let (name, signature) = signature.ok_or(MalformedNote("a signature line reads — name base64"))?;
-            check_name(name)?;
-            let bytes = decode(signature)?;
-            let (id, signature) = bytes
-                .split_first_chunk::<4>()
-                .filter(|(_, signature)| !signature.is_empty())
-                .ok_or(MalformedNote("a signature is shorter than a key's id"))?;
-            lines.push(Line { name: name.to_owned(), id: *id, signature: signature.to_vec() });
+            lines.push(line.parse()?);
             if lines.len() > MOST_SIGNATURES {
                 return Err(MalformedNote("a note has more signatures than are read"));
             }
@@ -289,10 +329,29 @@ impl FromStr for SignedNote {
 impl fmt::Display for SignedNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.text)?;
-        for Line { name, id, signature } in &self.lines {
-            writeln!(f, "— {name} {}", encode([&id[..], signature].concat()))?;
-        }
-        Ok(())
+        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+impl FromStr for Line {
+    type Err = MalformedNote;
+
+    fn from_str(line: &str) -> Result<Self, MalformedNote> {
+        let signature = line.strip_prefix("— ").and_then(|rest| rest.split_once(' '));
+        let (name, signature) = signature.ok_or(MalformedNote("a signature line reads — name base64"))?;
+        check_name(name)?;
+        let bytes = decode(signature)?;
+        let (id, signature) = bytes
+            .split_first_chunk::<4>()
+            .filter(|(_, signature)| !signature.is_empty())
+            .ok_or(MalformedNote("a signature is shorter than a key's id"))?;
+        Ok(Self { name: name.to_owned(), id: *id, signature: signature.to_vec() })
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "— {} {}", self.name, encode([&self.id[..], &self.signature].concat()))
     }
 }
 
@@ -317,7 +376,9 @@ mod tests {
     }
 
     fn note() -> SignedNote {
-        SignedNote::sign(TEXT.to_owned(), &log(), 0).unwrap().with_signature(&witness(), 1_795_000_000)
+        let note = SignedNote::sign(TEXT.to_owned(), &log(), 0).unwrap();
+        let line = note.signature_line(&witness(), 1_795_000_000);
+        note.with_signatures(&format!("{line}\n")).unwrap()
     }
 
     /// The example key and note of the package that the specification was written after.
@@ -352,6 +413,30 @@ mod tests {
         // Same bytes, same name, another algorithm: another key.
         let unlike = signer("ledger.example", Algorithm::Cosignature);
         assert_eq!(parsed.verify(&[unlike.verifier().clone()]), Err(Unverified::NoKnownKey));
+    }
+
+    #[test]
+    fn a_signature_counts_once_however_often_it_stands_there() {
+        let keys = [log().verifier().clone(), witness().verifier().clone()];
+        let mut note = note();
+        for time in 1..4 {
+            let line = note.signature_line(&witness(), time);
+            note = note.with_signatures(&format!("{line}\n{line}\n")).unwrap();
+        }
+        assert_eq!(note.lines.len(), 5);
+        assert_eq!(note.verify(&keys).unwrap().len(), 2);
+        let stranger = signer("stranger.example", Algorithm::Cosignature);
+        let line = note.signature_line(&stranger, 1);
+        note = note.with_signatures(&format!("{line}\n")).unwrap();
+        let of_witness = note.lines_of(&keys[1..]).unwrap();
+        assert_eq!(of_witness.lines().count(), 4);
+        assert!(of_witness.lines().all(|line| line.starts_with("— witness.example/w ")));
+        for bad in ["", "\n", "— witness.example/w AAAAAAAA", "no line\n"] {
+            assert!(note.clone().with_signatures(bad).is_err(), "{bad:?}");
+        }
+        let future = witness().line(TEXT, 1 << 63);
+        let note = SignedNote { text: TEXT.to_owned(), lines: vec![future] };
+        assert_eq!(note.verify(&keys[1..]), Err(Unverified::Wrong("witness.example/w".to_owned())));
     }
 
     #[test]

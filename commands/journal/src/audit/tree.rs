@@ -6,7 +6,10 @@ use botledger_domain::merkle::{self, Hash, Node};
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, PgTransaction};
 
-use super::{Checkpoint, InclusionProof, MalformedCheckpoint, SignedNote, Signer};
+use super::{
+    Checkpoint, ConsistencyProof, InclusionProof, MalformedCheckpoint, NoWitness, SignedNote, Signer,
+    Unverified, VerifierKey, witness::origin_of,
+};
 
 /// Hashes of a tile.
 pub(super) const TILE: u64 = 256;
@@ -40,6 +43,17 @@ pub enum TreeError {
     Rewritten {
         /// Of the checkpoint.
         size: u64,
+    },
+    /// The newest stored head carries no signature of the log.
+    #[error(
+        "the newest stored checkpoint, over {size} events, is not the log's ({source}): no head will follow it. After a change of keys the old public key belongs into `audit.previous_keys`"
+    )]
+    Forged {
+        /// Of the row.
+        size: u64,
+        /// What is wrong.
+        #[source]
+        source: Unverified,
     },
     /// Hashes that should be there are not.
     #[error(
@@ -89,6 +103,37 @@ pub enum TreeError {
     Origin(MalformedCheckpoint),
 }
 
+/// With what a log signs, and by what it knows its own heads again.
+pub struct LogKeys {
+    signer: Signer,
+    known: Vec<VerifierKey>,
+}
+
+impl LogKeys {
+    /// A key, and the public halves of those before it.
+    ///
+    /// # Errors
+    /// When they do not share one name, which is the log's.
+    pub fn new(signer: Signer, previous: Vec<VerifierKey>) -> Result<Self, NoWitness> {
+        let mut known = vec![signer.verifier().clone()];
+        known.extend(previous);
+        origin_of(&known)?;
+        Ok(Self { signer, known })
+    }
+
+    /// All public keys, that of today first.
+    #[must_use]
+    pub fn known(&self) -> &[VerifierKey] {
+        &self.known
+    }
+
+    /// The name of the log.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        self.signer.verifier().name()
+    }
+}
+
 /// What came of a try to sign.
 #[derive(Clone, Debug)]
 pub enum Signed {
@@ -105,24 +150,29 @@ pub enum Signed {
 pub struct StoredCheckpoint {
     /// What was signed.
     pub checkpoint: Checkpoint,
-    /// With its signatures, which nobody has verified yet.
+    /// With its signatures and those of witnesses, which nobody has verified yet.
     pub note: SignedNote,
     /// By the clock of who signed.
     pub signed_at: DateTime<Utc>,
 }
 
-#[derive(sqlx::FromRow)]
 pub(super) struct CheckpointRow {
     pub(super) size: i64,
     pub(super) root: Vec<u8>,
     pub(super) note: String,
     pub(super) signed_at: DateTime<Utc>,
+    /// Lines of witnesses, each ending in a newline.
+    pub(super) cosignatures: Vec<String>,
 }
 
 impl CheckpointRow {
     /// The note says what counts; the columns beside it are for looking up.
     pub(super) fn read(&self) -> Result<StoredCheckpoint, MalformedCheckpoint> {
-        let note: SignedNote = self.note.parse()?;
+        let mut note: SignedNote = self.note.parse()?;
+        for line in &self.cosignatures {
+            // Lines that are none count as little as those of strangers.
+            note = note.clone().with_signatures(line).unwrap_or(note);
+        }
         let checkpoint: Checkpoint = note.text().parse()?;
         if checkpoint.size != self.size.unsigned_abs() || checkpoint.root[..] != self.root {
             return Err(MalformedCheckpoint::Text("what the columns beside it say"));
@@ -145,14 +195,19 @@ impl LogTree {
     }
 
     /// Signs a head over all events that are there, after making sure that they begin with those of the
-    /// newest one. The signer's name is the log's. Durable when it returns, and so are the events: they
-    /// committed before.
+    /// newest one, which must be the log's own, and with those of `seen`: a head that this process has
+    /// in mind, whatever the tables say today. Durable when it returns, and so are the events.
     ///
     /// # Errors
     /// See [`TreeError`]; nothing was signed.
-    pub async fn sign(&self, signer: &Signer, now: DateTime<Utc>) -> Result<Signed, TreeError> {
+    pub async fn sign(
+        &self,
+        keys: &LogKeys,
+        seen: Option<&Checkpoint>,
+        now: DateTime<Utc>,
+    ) -> Result<Signed, TreeError> {
         let mut tx = self.pool.begin().await?;
-        let signed = sign_in_tx(&mut tx, signer, now).await;
+        let signed = sign_in_tx(&mut tx, keys, seen, now).await;
         // Not by dropping: the lock would be held until the connection is used again.
         match signed {
             Ok(_) => tx.commit().await?,
@@ -174,8 +229,45 @@ impl LogTree {
     /// # Errors
     /// When the database fails or it is damaged.
     pub async fn at(&self, size: u64) -> Result<Option<StoredCheckpoint>, TreeError> {
-        let query = sqlx::query_as("SELECT size, root, note, signed_at FROM log_checkpoints WHERE size = $1");
-        read(query.bind(number(size)).fetch_optional(&self.pool).await?)
+        let row = sqlx::query_as!(
+            CheckpointRow,
+            r#"SELECT size, root, note, signed_at,
+                ARRAY(SELECT line FROM log_cosignatures w WHERE w.size = c.size ORDER BY witness) AS "cosignatures!"
+             FROM log_checkpoints c WHERE size = $1"#,
+            number(size),
+        );
+        read(row.fetch_optional(&self.pool).await?)
+    }
+
+    /// The newest checkpoint that a witness has cosigned, by what its table says: to be verified.
+    ///
+    /// # Errors
+    /// When the database fails or it is damaged.
+    pub async fn newest_cosigned(&self, witness: &str) -> Result<Option<StoredCheckpoint>, TreeError> {
+        let size = sqlx::query_scalar!("SELECT max(size) FROM log_cosignatures WHERE witness = $1", witness)
+            .fetch_one(&self.pool)
+            .await?;
+        match size {
+            Some(size) => self.at(size.unsigned_abs()).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Keeps the signature line of a witness, newline included, under the checkpoint over so many events.
+    /// A second one of the same witness is not kept.
+    ///
+    /// # Errors
+    /// When the database fails, or there is no such checkpoint.
+    pub async fn keep_cosignature(&self, size: u64, witness: &str, line: &str) -> Result<(), TreeError> {
+        sqlx::query!(
+            "INSERT INTO log_cosignatures (size, witness, line) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            number(size),
+            witness,
+            line,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// The proof that the event at a position is under a checkpoint. It has been tried: what it is built
@@ -201,25 +293,33 @@ impl LogTree {
     ///
     /// # Errors
     /// See [`TreeError`].
-    pub async fn consistency(&self, old: &Checkpoint, new: &Checkpoint) -> Result<Vec<Hash>, TreeError> {
-        let ranges = merkle::consistency_ranges(old.size, new.size)
-            .ok_or(TreeError::Backwards { old: old.size, new: new.size })?;
+    pub async fn consistency(
+        &self,
+        old: &Checkpoint,
+        new: &StoredCheckpoint,
+    ) -> Result<ConsistencyProof, TreeError> {
+        let Checkpoint { size, root, .. } = new.checkpoint;
+        let ranges = merkle::consistency_ranges(old.size, size)
+            .ok_or(TreeError::Backwards { old: old.size, new: size })?;
         let mut connection = self.pool.acquire().await?;
         let hashes = ranges_hashes(&mut connection, ranges).await?;
-        if !merkle::verify_consistency(old.size, &old.root, new.size, &new.root, &hashes) {
-            return Err(TreeError::Rewritten { size: new.size });
+        if !merkle::verify_consistency(old.size, &old.root, size, &root, &hashes) {
+            return Err(TreeError::Rewritten { size });
         }
-        Ok(hashes)
+        Ok(ConsistencyProof { old: old.size, hashes, checkpoint: new.note.clone() })
     }
 }
 
 async fn sign_in_tx(
     tx: &mut PgTransaction<'_>,
-    signer: &Signer,
+    keys: &LogKeys,
+    seen: Option<&Checkpoint>,
     now: DateTime<Utc>,
 ) -> Result<Signed, TreeError> {
-    let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
-        .bind(SIGNING_LOCK)
+    // A head that was told must outlive a crash, whatever the role's setting; flushing it flushes the
+    // events before it, which may have been seen before they were durable.
+    sqlx::query!("SET LOCAL synchronous_commit = on").execute(&mut **tx).await?;
+    let alone = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "alone!""#, SIGNING_LOCK)
         .fetch_one(&mut **tx)
         .await?;
     if !alone {
@@ -227,37 +327,47 @@ async fn sign_in_tx(
     }
     let newest = newest(tx).await?;
     let size = head(tx).await?;
-    let origin = signer.verifier().name().to_owned();
+    let origin = keys.origin().to_owned();
     let known = newest.as_ref().map_or(0, |newest| newest.checkpoint.size);
-    if let Some(StoredCheckpoint { checkpoint, .. }) = &newest {
+    if let Some(StoredCheckpoint { checkpoint, note, .. }) = &newest {
         if checkpoint.origin != origin {
             return Err(TreeError::OtherOrigin { was: checkpoint.origin.clone() });
         }
-        if size < checkpoint.size {
-            return Err(TreeError::Truncated { head: size, size: checkpoint.size });
+        // Otherwise a head put there by somebody else would give their history our signature.
+        note.verify(keys.known()).map_err(|source| TreeError::Forged { size: checkpoint.size, source })?;
+    }
+    let earlier = newest.as_ref().map(|newest| &newest.checkpoint);
+    for Checkpoint { size: earlier, .. } in earlier.into_iter().chain(seen) {
+        if size < *earlier {
+            return Err(TreeError::Truncated { head: size, size: *earlier });
         }
     }
     extend(tx, size).await?;
-    if size == known {
+    if size == known && earlier == seen {
         return Ok(Signed::Unchanged(newest));
     }
-    if let Some(StoredCheckpoint { checkpoint, .. }) = &newest
-        && range_hash(tx, 0..checkpoint.size).await? != checkpoint.root
-    {
-        return Err(TreeError::Rewritten { size: checkpoint.size });
+    for Checkpoint { size, root, .. } in earlier.into_iter().chain(seen) {
+        if range_hash(tx, 0..*size).await? != *root {
+            return Err(TreeError::Rewritten { size: *size });
+        }
+    }
+    if size == known {
+        return Ok(Signed::Unchanged(newest));
     }
     let root = range_hash(tx, 0..size).await?;
     let checkpoint = Checkpoint { origin, size, root };
     let seconds = now.timestamp().unsigned_abs();
-    let note = SignedNote::sign(checkpoint.to_string(), signer, seconds)
+    let note = SignedNote::sign(checkpoint.to_string(), &keys.signer, seconds)
         .map_err(|error| TreeError::Origin(error.into()))?;
-    sqlx::query("INSERT INTO log_checkpoints (size, root, note, signed_at) VALUES ($1, $2, $3, $4)")
-        .bind(number(size))
-        .bind(&root[..])
-        .bind(note.to_string())
-        .bind(now)
-        .execute(&mut **tx)
-        .await?;
+    sqlx::query!(
+        "INSERT INTO log_checkpoints (size, root, note, signed_at) VALUES ($1, $2, $3, $4)",
+        number(size),
+        &root[..],
+        note.to_string(),
+        now,
+    )
+    .execute(&mut **tx)
+    .await?;
     Ok(Signed::New(StoredCheckpoint { checkpoint, note, signed_at: now }))
 }
 
@@ -267,14 +377,18 @@ pub(super) fn number(value: u64) -> i64 {
 }
 
 pub(super) async fn head(connection: &mut PgConnection) -> Result<u64, sqlx::Error> {
-    let head: i64 =
-        sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM events").fetch_one(connection).await?;
-    Ok(head.unsigned_abs())
+    let head = sqlx::query_scalar!("SELECT max(position) FROM events").fetch_one(connection).await?;
+    Ok(head.unwrap_or(0).unsigned_abs())
 }
 
 async fn newest(connection: &mut PgConnection) -> Result<Option<StoredCheckpoint>, TreeError> {
-    let query = "SELECT size, root, note, signed_at FROM log_checkpoints ORDER BY size DESC LIMIT 1";
-    read(sqlx::query_as(query).fetch_optional(connection).await?)
+    let row = sqlx::query_as!(
+        CheckpointRow,
+        r#"SELECT size, root, note, signed_at,
+            ARRAY(SELECT line FROM log_cosignatures w WHERE w.size = c.size ORDER BY witness) AS "cosignatures!"
+         FROM log_checkpoints c ORDER BY size DESC LIMIT 1"#,
+    );
+    read(row.fetch_optional(connection).await?)
 }
 
 fn read(row: Option<CheckpointRow>) -> Result<Option<StoredCheckpoint>, TreeError> {
@@ -284,6 +398,11 @@ fn read(row: Option<CheckpointRow>) -> Result<Option<StoredCheckpoint>, TreeErro
     row.map(read).transpose()
 }
 
+struct HashRow {
+    number: i64,
+    hash: Vec<u8>,
+}
+
 /// Neighbouring hashes of one level: leaf hashes of events at 0, roots of the tiles below above it.
 async fn hashes(
     connection: &mut PgConnection,
@@ -291,26 +410,35 @@ async fn hashes(
     from: u64,
     count: u64,
 ) -> Result<Vec<Hash>, TreeError> {
-    let query = if level == 0 {
-        sqlx::query_as(
-            "SELECT position - 1, leaf_hash FROM events WHERE position > $1 AND position <= $2 ORDER BY position",
+    let (first, end) = (number(from), number(from + count));
+    let rows = if level == 0 {
+        sqlx::query_as!(
+            HashRow,
+            r#"SELECT position - 1 AS "number!", leaf_hash AS hash FROM events
+             WHERE position > $1 AND position <= $2 ORDER BY position"#,
+            first,
+            end,
         )
+        .fetch_all(connection)
+        .await?
     } else {
-        sqlx::query_as(
-            "SELECT number, root FROM log_tiles WHERE level = $3 AND number >= $1 AND number < $2 ORDER BY number",
+        sqlx::query_as!(
+            HashRow,
+            "SELECT number, root AS hash FROM log_tiles
+             WHERE level = $1 AND number >= $2 AND number < $3 ORDER BY number",
+            level - 1,
+            first,
+            end,
         )
+        .fetch_all(connection)
+        .await?
     };
-    let mut query = query.bind(number(from)).bind(number(from + count));
-    if level > 0 {
-        query = query.bind(level - 1);
-    }
-    let rows: Vec<(i64, Vec<u8>)> = query.fetch_all(connection).await?;
     let mut hashes = Vec::with_capacity(rows.len());
     for (place, expected) in (from..from + count).enumerate() {
         let hash = rows
             .get(place)
-            .filter(|(at, _)| at.unsigned_abs() == expected)
-            .and_then(|(_, hash)| <Hash>::try_from(&hash[..]).ok());
+            .filter(|row| row.number.unsigned_abs() == expected)
+            .and_then(|row| <Hash>::try_from(&row.hash[..]).ok());
         hashes.push(hash.ok_or(TreeError::Missing { level, number: expected })?);
     }
     Ok(hashes)
@@ -347,12 +475,10 @@ async fn extend(connection: &mut PgConnection, size: u64) -> Result<(), TreeErro
     let (mut below, mut level) = (size, 0);
     while level < LEVELS && below >= TILE {
         let full = below / TILE;
-        let next: i64 =
-            sqlx::query_scalar("SELECT coalesce(max(number) + 1, 0) FROM log_tiles WHERE level = $1")
-                .bind(level)
-                .fetch_one(&mut *connection)
-                .await?;
-        let mut next = next.unsigned_abs();
+        let last = sqlx::query_scalar!("SELECT max(number) FROM log_tiles WHERE level = $1", level)
+            .fetch_one(&mut *connection)
+            .await?;
+        let mut next = last.map_or(0, |last| last.unsigned_abs() + 1);
         while next < full {
             let count = TILES_AT_ONCE.min(full - next);
             let hashes = hashes(connection, level, next * TILE, count * TILE).await?;
@@ -363,15 +489,15 @@ async fn extend(connection: &mut PgConnection, size: u64) -> Result<(), TreeErro
                 .collect();
             let leaves: Vec<Option<Vec<u8>>> =
                 tiles.iter().map(|tile| (level == 0).then(|| tile.as_flattened().to_vec())).collect();
-            sqlx::query(
+            sqlx::query!(
                 "INSERT INTO log_tiles (level, number, root, leaves)
                  SELECT $1, $2 + t.place - 1, t.root, t.leaves
                  FROM unnest($3::bytea[], $4::bytea[]) WITH ORDINALITY AS t (root, leaves, place)",
+                level,
+                number(next),
+                &roots,
+                &leaves as &[Option<Vec<u8>>],
             )
-            .bind(level)
-            .bind(number(next))
-            .bind(roots)
-            .bind(leaves)
             .execute(&mut *connection)
             .await?;
             next += count;

@@ -1,16 +1,24 @@
-//! Everything compared with everything: the events' bytes with their leaf hashes, positions and streams
-//! with what they must be, the tree over them with every head that was ever signed.
+//! Everything compared with everything: the events' bytes with their leaf hashes, positions, streams and
+//! append sets with what they must be, sealed texts with the hashes in the events, and the tree over it
+//! all with every head that was ever signed.
 
-use std::{collections::VecDeque, fmt};
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+};
 
 use botledger_domain::{
+    BodyRef,
     leaf::Leaf,
     merkle::{self, Frontier, Hash},
 };
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::{
-    Checkpoint, LogTree, SignedNote, TreeError, VerifierKey,
+    Checkpoint, LogTree, TreeError, VerifierKey,
     tree::{CheckpointRow, TILE, head, number},
 };
 
@@ -18,6 +26,8 @@ use super::{
 const PAGE: u64 = 8 * TILE;
 /// Checkpoints read at once.
 const HEADS: i64 = 1_000;
+/// Sealed texts read at once: some are long.
+const BODIES: usize = 256;
 /// Findings that are told; the rest is only counted.
 const MOST_TOLD: usize = 100;
 
@@ -46,6 +56,34 @@ pub enum Finding {
         /// The next that is there.
         next: u64,
     },
+    /// More than one event stands there; the tree is compared with one of them.
+    Double {
+        /// Where.
+        position: u64,
+    },
+    /// An event stands where none can: readers by position never see it, readers of its stream do.
+    Outside {
+        /// 0 or below; `None` for no position at all.
+        position: Option<i64>,
+        /// `type/id`.
+        stream: String,
+        /// What the event says.
+        sequence: i64,
+    },
+    /// A column that repeats what the leaves say differs from them.
+    Copy {
+        /// Where.
+        position: u64,
+        /// `idempotency_key` or `set_size`.
+        column: &'static str,
+    },
+    /// A sealed text is not the one that the event names.
+    Body {
+        /// Of the event.
+        position: u64,
+        /// Its row.
+        body: Uuid,
+    },
     /// A stream does not count on from an earlier event.
     Stream {
         /// Where.
@@ -73,6 +111,13 @@ pub enum Finding {
         /// Which head.
         signed: String,
     },
+    /// A witness whose word was asked for has given none.
+    Unwitnessed {
+        /// Name of its key.
+        witness: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A checkpoint row is not what the log signed.
     Checkpoint {
         /// Of the row.
@@ -98,6 +143,23 @@ impl fmt::Display for Finding {
             ),
             Self::Gap { position, next } => {
                 write!(f, "event {position} is missing: the next one stands at {next}")
+            }
+            Self::Double { position } => {
+                write!(f, "event {position} stands there more than once")
+            }
+            Self::Outside { position, stream, sequence } => {
+                let place = position.map_or("no position".to_owned(), |place| format!("position {place}"));
+                write!(f, "number {sequence} of {stream} hides at {place}: only readers of the stream see it")
+            }
+            Self::Copy { position, column } => write!(
+                f,
+                "the column {column} of event {position} was changed: it does not repeat what the event says"
+            ),
+            Self::Body { position, body } => {
+                write!(f, "the sealed text {body} was changed: it is not the one that event {position} names")
+            }
+            Self::Unwitnessed { witness, reason } => {
+                write!(f, "no head that {witness} has cosigned: {reason}")
             }
             Self::Stream { position, stream, sequence } => write!(
                 f,
@@ -134,6 +196,10 @@ pub struct Verdict {
     pub events: u64,
     /// Heads that the events give, those kept elsewhere included.
     pub checkpoints: u64,
+    /// Sealed texts that are still there, compared with the events that name them.
+    pub bodies: u64,
+    /// Sealed texts that events name and that are not there: erased, or kept no longer.
+    pub bodies_gone: u64,
     /// In the order in which they were come upon, the first difference first; at most 100.
     pub findings: Vec<Finding>,
     /// Findings beyond these.
@@ -147,12 +213,18 @@ impl Verdict {
         self.findings.is_empty()
     }
 
-    fn add(&mut self, finding: Finding) {
+    /// One more difference.
+    pub fn add(&mut self, finding: Finding) {
         if self.findings.len() < MOST_TOLD { self.findings.push(finding) } else { self.more += 1 }
     }
 }
 
-#[derive(sqlx::FromRow)]
+/// What is read of metadata.
+#[derive(Deserialize)]
+struct Keyed {
+    idempotency_key: Option<String>,
+}
+
 struct EventRow {
     position: i64,
     recorded_at: DateTime<Utc>,
@@ -164,6 +236,8 @@ struct EventRow {
     payload: String,
     metadata: String,
     leaf_hash: Vec<u8>,
+    idempotency_key: Option<String>,
+    set_size: Option<i32>,
     earlier: Option<i64>,
 }
 
@@ -184,6 +258,27 @@ impl EventRow {
     }
 }
 
+/// All sealed texts that a payload names, wherever they stand in it.
+fn bodies(payload: &str) -> Vec<BodyRef> {
+    fn walk(value: serde_json::Value, found: &mut Vec<BodyRef>) {
+        match value {
+            serde_json::Value::Array(items) => items.into_iter().for_each(|item| walk(item, found)),
+            serde_json::Value::Object(fields) if fields.contains_key("ciphertext_sha256") => {
+                found.extend(serde_json::from_value::<BodyRef>(fields.into()));
+            }
+            serde_json::Value::Object(fields) => fields.into_iter().for_each(|(_, item)| walk(item, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    if payload.contains("\"ciphertext_sha256\"")
+        && let Ok(value) = serde_json::from_str(payload)
+    {
+        walk(value, &mut found);
+    }
+    found
+}
+
 /// A head to compare with.
 struct Head {
     size: u64,
@@ -202,6 +297,10 @@ struct Walk {
     agreed: u64,
     /// A head did not agree: those after it cannot.
     parted: bool,
+    /// No position was missing so far: only then there is a tree.
+    whole: bool,
+    /// Last position of the append set that is being read; `None` behind a gap.
+    set_end: Option<u64>,
     /// Roots of the tiles of level 0.
     roots: Vec<Hash>,
     /// Leaves of the tile that is being filled.
@@ -211,6 +310,7 @@ struct Walk {
 impl Walk {
     fn event(&mut self, event: &EventRow, kept: Option<Hash>) {
         let (position, leaf) = (event.position.unsigned_abs(), event.leaf());
+        self.verdict.events += 1;
         if leaf[..] != event.leaf_hash {
             self.verdict.add(Finding::Changed { position });
         }
@@ -220,6 +320,10 @@ impl Walk {
                 stream: format!("{}/{}", event.aggregate_type, event.aggregate_id),
                 sequence: event.sequence.unsigned_abs(),
             });
+        }
+        self.copies(event, position);
+        if !self.whole {
+            return;
         }
         if self.kept.is_none() && kept.is_some_and(|kept| kept != leaf) {
             self.kept = Some((self.ours.clone(), position));
@@ -233,11 +337,36 @@ impl Walk {
             self.roots.extend(merkle::fold(&self.tile));
             self.tile.clear();
         }
-        self.verdict.events = position;
+    }
+
+    /// Sets stand one behind the other, and the key of a set on its first event is that of its metadata.
+    fn copies(&mut self, event: &EventRow, position: u64) {
+        let begins = event.set_size.and_then(|size| u64::try_from(size).ok()).filter(|size| *size > 0);
+        let expected = self.set_end.is_none_or(|end| (end < position) == begins.is_some());
+        if !expected || event.set_size.is_some() != begins.is_some() {
+            self.verdict.add(Finding::Copy { position, column: "set_size" });
+        }
+        if let Some(size) = begins {
+            self.set_end = Some(position + size - 1);
+        }
+        let key = match begins {
+            Some(_) if event.metadata.contains("\"idempotency_key\"") => {
+                serde_json::from_str(&event.metadata).ok().and_then(|keyed: Keyed| keyed.idempotency_key)
+            }
+            _ => None,
+        };
+        if key != event.idempotency_key {
+            self.verdict.add(Finding::Copy { position, column: "idempotency_key" });
+        }
+    }
+
+    fn gap(&mut self, position: u64, next: u64) {
+        self.verdict.add(Finding::Gap { position, next });
+        (self.whole, self.set_end) = (false, None);
     }
 
     fn head(&mut self, head: &Head) {
-        if self.parted {
+        if self.parted || !self.whole {
             return;
         }
         if self.ours.root() == head.root {
@@ -264,8 +393,8 @@ impl Walk {
 impl LogTree {
     /// Walks the whole ledger up to where it ends now, and changes nothing. With keys, every stored
     /// checkpoint must carry a signature of one of them under the name of `origin`; without, signatures
-    /// are not looked at. After a gap the walk ends: everything behind it stands elsewhere. `progress` is
-    /// told the events done and all of them.
+    /// are not looked at. Behind a gap there is no tree: events are compared with their own hashes only.
+    /// `progress` is told the events done and all of them.
     ///
     /// # Errors
     /// When the database fails. Differences are no errors.
@@ -278,8 +407,8 @@ impl LogTree {
     ) -> Result<Verdict, TreeError> {
         let mut connection = self.pool.acquire().await?;
         // Heads first: what was signed by now is in the ledger that is read afterwards.
-        let newest: Option<i64> =
-            sqlx::query_scalar("SELECT max(size) FROM log_checkpoints").fetch_one(&mut *connection).await?;
+        let newest =
+            sqlx::query_scalar!("SELECT max(size) FROM log_checkpoints").fetch_one(&mut *connection).await?;
         let newest = newest.unwrap_or(0).unsigned_abs();
         let end = head(&mut connection).await?;
         witnessed.sort_by_key(|one| one.checkpoint.size);
@@ -292,43 +421,31 @@ impl LogTree {
             kept: None,
             agreed: 0,
             parted: false,
+            whole: true,
+            set_end: Some(0),
             roots: Vec::new(),
             tile: Vec::new(),
         };
+        outside(&mut connection, &mut walk.verdict).await?;
+        let mut expected = 1;
         let mut done = 0;
-        let mut whole = true;
-        // One turn a page of events; the last one is for heads beyond the end.
-        loop {
-            let rows: Vec<EventRow> = sqlx::query_as(
-                "SELECT e.position, e.recorded_at, e.aggregate_type, e.aggregate_id, e.sequence, e.event_type,
-                    e.event_version, e.payload::text AS payload, e.metadata::text AS metadata, e.leaf_hash,
-                    p.position AS earlier
-                 FROM events e
-                 LEFT JOIN events p ON p.aggregate_type = e.aggregate_type AND p.aggregate_id = e.aggregate_id
-                    AND p.sequence = e.sequence - 1
-                 WHERE e.position > $1 AND e.position <= $2
-                 ORDER BY e.position",
-            )
-            .bind(number(done))
-            .bind(number(end.min(done + PAGE)))
-            .fetch_all(&mut *connection)
-            .await?;
+        // One turn a page of events.
+        while done < end {
+            let upto = end.min(done + PAGE);
+            let rows = events(&mut connection, done, upto).await?;
             let leaves = tiles(&mut connection, done).await?;
-            for at in 0..end.min(done + PAGE).saturating_sub(done) {
-                let position = done + at + 1;
-                let Some(event) = rows.get(at as usize).filter(|row| row.position.unsigned_abs() == position)
-                else {
-                    let next = rows.get(at as usize).map(|row| row.position.unsigned_abs());
-                    let next = match next {
-                        Some(next) => next,
-                        None => next_after(&mut connection, position).await?.unwrap_or(end),
-                    };
-                    walk.verdict.add(Finding::Gap { position, next });
-                    whole = false;
-                    break;
-                };
-                let kept = leaves.get(at as usize).copied().flatten();
+            for event in &rows {
+                let position = event.position.unsigned_abs();
+                if position < expected {
+                    walk.verdict.add(Finding::Double { position });
+                    continue;
+                }
+                if position > expected {
+                    walk.gap(expected, position);
+                }
+                let kept = leaves.get((position - done - 1) as usize).copied().flatten();
                 walk.event(event, kept);
+                expected = position + 1;
                 loop {
                     if stored.is_empty() && seen < newest {
                         stored = checkpoints(&mut connection, seen, newest).await?.into();
@@ -347,33 +464,111 @@ impl LogTree {
                     }
                 }
             }
-            if !whole || end <= done + PAGE {
-                break;
-            }
-            done += PAGE;
+            sealed_texts(&mut connection, &rows, &mut walk.verdict).await?;
+            done = upto;
             progress(done, end);
         }
-        if whole {
-            if newest > end {
-                let signed = "the newest stored checkpoint".to_owned();
-                walk.verdict.add(Finding::Truncated { head: end, size: newest, signed });
+        let cut = |size: u64, signed: &str| Finding::Truncated { head: end, size, signed: signed.to_owned() };
+        if newest > end {
+            walk.verdict.add(cut(newest, "the newest stored checkpoint"));
+        }
+        for Witnessed { checkpoint, kept } in elsewhere {
+            walk.verdict.add(cut(checkpoint.size, &kept));
+        }
+        if let Some(size) = walk.set_end.filter(|size| *size > end) {
+            walk.verdict.add(cut(size, "the append set of its last event"));
+        }
+        if let (Some((_, position)), true, false) = (&walk.kept, walk.whole, walk.parted) {
+            let position = *position;
+            if !walk.verdict.findings.contains(&Finding::Changed { position }) {
+                walk.verdict.add(Finding::Tile { level: 0, position });
             }
-            for Witnessed { checkpoint, kept } in elsewhere {
-                walk.verdict.add(Finding::Truncated { head: end, size: checkpoint.size, signed: kept });
-            }
-            if let (Some((_, position)), false) = (&walk.kept, walk.parted) {
-                let position = *position;
-                if !walk.verdict.findings.contains(&Finding::Changed { position }) {
-                    walk.verdict.add(Finding::Tile { level: 0, position });
-                }
-            }
-            if walk.verdict.holds() {
-                upper_tiles(&mut connection, &mut walk).await?;
-            }
-            progress(end, end);
+        }
+        if walk.verdict.holds() {
+            upper_tiles(&mut connection, &mut walk).await?;
         }
         Ok(walk.verdict)
     }
+}
+
+/// Events where no position is, as many as are told.
+async fn outside(connection: &mut sqlx::PgConnection, verdict: &mut Verdict) -> Result<(), sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"SELECT position AS "position?", aggregate_type, aggregate_id, sequence FROM events
+         WHERE position < 1 OR position IS NULL ORDER BY position LIMIT $1"#,
+        MOST_TOLD as i64,
+    )
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        verdict.add(Finding::Outside {
+            position: row.position,
+            stream: format!("{}/{}", row.aggregate_type, row.aggregate_id),
+            sequence: row.sequence,
+        });
+    }
+    Ok(())
+}
+
+async fn events(
+    connection: &mut sqlx::PgConnection,
+    after: u64,
+    upto: u64,
+) -> Result<Vec<EventRow>, sqlx::Error> {
+    sqlx::query_as!(
+        EventRow,
+        r#"SELECT e.position, e.recorded_at, e.aggregate_type, e.aggregate_id, e.sequence, e.event_type,
+            e.event_version, e.payload::text AS "payload!", e.metadata::text AS "metadata!", e.leaf_hash,
+            e.idempotency_key, e.set_size, p.position AS "earlier?"
+         FROM events e
+         LEFT JOIN events p ON p.aggregate_type = e.aggregate_type AND p.aggregate_id = e.aggregate_id
+            AND p.sequence = e.sequence - 1
+         WHERE e.position > $1 AND e.position <= $2
+         ORDER BY e.position"#,
+        number(after),
+        number(upto),
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Compares the sealed texts that are still there with the hashes in the events that name them.
+async fn sealed_texts(
+    connection: &mut sqlx::PgConnection,
+    events: &[EventRow],
+    verdict: &mut Verdict,
+) -> Result<(), sqlx::Error> {
+    let named: Vec<(u64, BodyRef)> = events
+        .iter()
+        .flat_map(|event| {
+            bodies(&event.payload).into_iter().map(|body| (event.position.unsigned_abs(), body))
+        })
+        .collect();
+    for named in named.chunks(BODIES) {
+        let ids: Vec<Uuid> = named.iter().map(|(_, body)| body.body_id.0).collect();
+        let rows =
+            sqlx::query!("SELECT body_id, ciphertext FROM message_bodies WHERE body_id = ANY($1)", &ids)
+                .fetch_all(&mut *connection)
+                .await?;
+        let texts: HashMap<Uuid, Vec<u8>> =
+            rows.into_iter().map(|row| (row.body_id, row.ciphertext)).collect();
+        for (position, body) in named {
+            let body_id = body.body_id.0;
+            let Some(text) = texts.get(&body_id) else {
+                verdict.bodies_gone += 1;
+                continue;
+            };
+            verdict.bodies += 1;
+            if hex(&Sha256::digest(text)) != body.ciphertext_sha256 {
+                verdict.add(Finding::Body { position: *position, body: body_id });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl From<Witnessed> for Head {
@@ -402,8 +597,7 @@ fn signed(row: &CheckpointRow, keys: &[VerifierKey], origin: Option<&str>) -> Re
         return Err(format!("it is of the log {named}"));
     }
     if !keys.is_empty() {
-        let note: &SignedNote = &stored.note;
-        note.verify(keys).map_err(|error| error.to_string())?;
+        stored.note.verify(keys).map_err(|error| error.to_string())?;
     }
     Ok(stored.checkpoint.root)
 }
@@ -413,13 +607,14 @@ async fn checkpoints(
     after: u64,
     upto: u64,
 ) -> Result<Vec<CheckpointRow>, sqlx::Error> {
-    sqlx::query_as(
-        "SELECT size, root, note, signed_at FROM log_checkpoints WHERE size > $1 AND size <= $2
-         ORDER BY size LIMIT $3",
+    sqlx::query_as!(
+        CheckpointRow,
+        r#"SELECT size, root, note, signed_at, '{}'::text[] AS "cosignatures!"
+         FROM log_checkpoints WHERE size > $1 AND size <= $2 ORDER BY size LIMIT $3"#,
+        number(after),
+        number(upto),
+        HEADS,
     )
-    .bind(number(after))
-    .bind(number(upto))
-    .bind(HEADS)
     .fetch_all(connection)
     .await
 }
@@ -427,43 +622,34 @@ async fn checkpoints(
 /// The leaves of one page as the tiles keep them; `None` where no full tile is stored.
 async fn tiles(connection: &mut sqlx::PgConnection, done: u64) -> Result<Vec<Option<Hash>>, sqlx::Error> {
     let first = done / TILE;
-    let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
-        "SELECT number, leaves FROM log_tiles WHERE level = 0 AND number >= $1 AND number < $2 ORDER BY number",
+    let rows = sqlx::query!(
+        r#"SELECT number, leaves AS "leaves!" FROM log_tiles
+         WHERE level = 0 AND number >= $1 AND number < $2 ORDER BY number"#,
+        number(first),
+        number(first + PAGE / TILE),
     )
-    .bind(number(first))
-    .bind(number(first + PAGE / TILE))
     .fetch_all(connection)
     .await?;
     let mut leaves = vec![None; PAGE as usize];
-    for (tile, bytes) in rows {
-        let start = ((tile.unsigned_abs() - first) * TILE) as usize;
-        for (slot, hash) in leaves[start..].iter_mut().zip(bytes.as_chunks::<32>().0) {
+    for row in rows {
+        let start = ((row.number.unsigned_abs() - first) * TILE) as usize;
+        for (slot, hash) in leaves[start..].iter_mut().zip(row.leaves.as_chunks::<32>().0) {
             *slot = Some(*hash);
         }
     }
     Ok(leaves)
 }
 
-async fn next_after(connection: &mut sqlx::PgConnection, position: u64) -> Result<Option<u64>, sqlx::Error> {
-    let next: Option<i64> = sqlx::query_scalar("SELECT min(position) FROM events WHERE position > $1")
-        .bind(number(position))
-        .fetch_one(connection)
-        .await?;
-    Ok(next.map(i64::unsigned_abs))
-}
-
 /// Compares the roots of tiles, level by level, with those that the events give.
 async fn upper_tiles(connection: &mut sqlx::PgConnection, walk: &mut Walk) -> Result<(), sqlx::Error> {
     let (mut roots, mut level, mut span) = (std::mem::take(&mut walk.roots), 0i16, TILE);
     while !roots.is_empty() {
-        let rows: Vec<(i64, Vec<u8>)> =
-            sqlx::query_as("SELECT number, root FROM log_tiles WHERE level = $1 ORDER BY number")
-                .bind(level)
-                .fetch_all(&mut *connection)
-                .await?;
-        for (tile, root) in rows {
-            let tile = tile.unsigned_abs();
-            if roots.get(tile as usize).is_none_or(|ours| ours[..] != root) {
+        let rows = sqlx::query!("SELECT number, root FROM log_tiles WHERE level = $1 ORDER BY number", level)
+            .fetch_all(&mut *connection)
+            .await?;
+        for row in rows {
+            let tile = row.number.unsigned_abs();
+            if roots.get(tile as usize).is_none_or(|ours| ours[..] != row.root) {
                 walk.verdict.add(Finding::Tile { level, position: tile.saturating_mul(span) + 1 });
             }
         }

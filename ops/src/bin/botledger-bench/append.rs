@@ -228,3 +228,11 @@ async fn write(
 pub(crate) async fn fill(pool: &PgPool) -> Result<()> {
     append(pool, 256, 10, Duration::from_secs(2)).await.map(drop)
 }
+
+/// One append of a few events by itself.
+pub(crate) async fn one(pool: &PgPool) -> Result<()> {
+    let journal = Journal::open(pool.clone(), JournalConfig::default());
+    register(&journal).await?;
+    journal.close().await;
+    Ok(())
+}

@@ -8,6 +8,7 @@ mod budget;
 mod limits;
 mod rebuild;
 mod scoring;
+mod tree;
 mod turns;
 
 use std::io::Write;
@@ -52,10 +53,10 @@ async fn main() -> Result<()> {
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => effort = Effort { round: Duration::from_secs(1), rounds: 1 },
-            "append" | "limits" | "budget" | "scoring" | "turns" | "rebuild" => parts.push(argument),
+            "append" | "limits" | "budget" | "scoring" | "turns" | "rebuild" | "tree" => parts.push(argument),
             other => {
                 bail!(
-                    "{other} is not known: ops/bench [--quick] [append|limits|budget|scoring|turns|rebuild ...]"
+                    "{other} is not known: ops/bench [--quick] [append|limits|budget|scoring|turns|rebuild|tree ...]"
                 )
             }
         }
@@ -82,6 +83,9 @@ async fn main() -> Result<()> {
     }
     if wanted("rebuild") {
         rows.extend(rebuild::rows(&pool, effort).await?);
+    }
+    if wanted("tree") {
+        rows.extend(tree::rows(&pool, effort).await?);
     }
     print(&pool, &rows).await
 }
