@@ -252,8 +252,9 @@ async fn an_auditors_hour(pool: PgPool) {
     assert_eq!(named, expected, "{report:#}");
 
     // 5. A superuser makes one token out of many. It is found, and where; put back, nothing is amiss.
+    let witness_key = witness.key.clone();
     let verify = async |more: &[&str]| {
-        let asked = ["audit", "verify", "--json", "--key", key.trim(), "--witness", &witness.key];
+        let asked = ["audit", "verify", "--json", "--key", key.trim(), "--witness", &witness_key];
         let output = house.run(&[&asked[..], more].concat()).await;
         let verdict: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
         assert_eq!(output.status.code(), Some(i32::from(verdict["holds"] == false)), "{verdict}");
