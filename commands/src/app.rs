@@ -89,7 +89,8 @@ impl App {
             .with_defaults(config.rates)
             .with_overrides(overrides.clone());
         let access_lists = AccessLists::new(Arc::clone(&core));
-        let policies = Policies::new(Arc::clone(&core));
+        let services = config.detectors.moderation.keys().cloned().collect();
+        let policies = Policies::new(Arc::clone(&core), services);
         Self {
             bots: Bots::new(Arc::clone(&core), probe),
             turns: Turns::new(Arc::clone(&core), subjects.clone(), holds.clone()),
@@ -124,6 +125,11 @@ impl App {
 pub fn describe_metrics() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_counter!("botledger_gate_decisions_total", Unit::Count, "Decisions of the gate by outcome");
+    describe_counter!(
+        "botledger_policy_changes_total",
+        Unit::Count,
+        "Policies published and withdrawn, by change"
+    );
     describe_counter!(
         "botledger_rate_limited_total",
         Unit::Count,

@@ -37,7 +37,9 @@ pub use as_of::{
     standing_state_as_of, turn_as_of,
 };
 pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
-pub use budgets::{BudgetHead, BudgetRow, BudgetShareRow, BudgetsProjection, budget, budgets_page};
+pub use budgets::{
+    BudgetHead, BudgetRow, BudgetShareRow, BudgetsProjection, Exhausted, budget, budgets_page,
+};
 pub use conversations::{
     ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation,
     conversations_page, sessions,

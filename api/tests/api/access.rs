@@ -184,7 +184,7 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 70] = [
+const REACHED: &[(&str, &str)] = &[
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
     ("Bot", "manage_bots moderate read_operations"),
@@ -199,6 +199,7 @@ const REACHED: [(&str, &str); 70] = [
     ("EffectivePolicy", "read_operations"),
     ("Event", "read_ledger"),
     ("Evidence", "moderate read_operations"),
+    ("ExhaustedLimit", "manage_quotas read_operations"),
     ("Findings", "manage_bots moderate read_operations"),
     ("InclusionProof", "read_ledger"),
     ("Ladder", "manage_bots manage_policies moderate read_operations"),

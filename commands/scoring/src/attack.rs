@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::Normalised;
 use crate::cued::{self, Balance, CuedModel, Cues, Example, out_of_fold_margins};
 pub use crate::evidence::Evidence;
-use crate::features::{Counts, Symbols};
+use crate::features::{Counts, Hashed, Symbols};
 use crate::lexicon::{Concepts, Found, Sightings};
 use crate::linear::Training;
 use crate::model_file::{Damage, Kind};
@@ -29,6 +29,7 @@ use crate::model_file::{Damage, Kind};
 mod decode;
 mod rules;
 
+use decode::Signs;
 use rules::{Family, RULES, Weight};
 
 /// From here on a text is suspected: one strong rule, or the model alone, or two signs.
@@ -46,8 +47,8 @@ const MOST_MODEL_POINTS: f32 = 6.0;
 /// Margin between "the model says nothing" and "the model suspects".
 const MODEL_REACH: f32 = 0.8;
 
-/// Wording counts half: it belongs to a source, while concepts and rules belong to what an attack is.
-const BALANCE: Balance = Balance { wording: 0.5, cue: 0.2 };
+/// Wording counts less than whole: it belongs to a source, while concepts and rules belong to what an attack is.
+const BALANCE: Balance = Balance { wording: 0.8, cue: 0.2 };
 
 /// With an operator's own texts wording counts whole: they are the source the model will meet.
 const OWN_BALANCE: Balance = Balance { wording: 1.0, cue: 0.2 };
@@ -56,7 +57,7 @@ const TRAINING: Training = Training { cost: 3.0, positive_weight: 1.0, tolerance
 
 /// What the margin must be larger by where no rule says anything: a model that finds nobody to agree with has
 /// more often met an unusual ordinary text than an unusual attack.
-const ALONE: f32 = 0.15;
+const ALONE: f32 = 0.3;
 
 /// Most windows of one training text: a long text is one example among others, not thirty.
 const TRAINING_WINDOWS: usize = 6;
@@ -181,8 +182,8 @@ fn compounds(seeds: &[LabelledText]) -> Vec<LabelledText> {
 const LONG_OF: usize = 6;
 
 /// A text with its sightings and rules, read once for training and scoring.
-struct Reading {
-    text: Normalised,
+struct Reading<'t> {
+    text: &'t Normalised,
     sightings: Sightings,
     matches: Vec<Match>,
 }
@@ -200,13 +201,13 @@ struct Match {
 /// Times one rule may hold in a text.
 const MATCHES_EACH: usize = 12;
 
-impl Reading {
-    fn of(text: Normalised) -> Self {
-        let sightings = concepts().find(&text);
+impl<'t> Reading<'t> {
+    fn of(text: &'t Normalised) -> Self {
+        let sightings = concepts().find(text);
         let mut matches = Vec::new();
         for (index, (rule, pattern)) in RULES.iter().zip(rules::PATTERNS.iter()).enumerate() {
             for found in pattern.find_all(&sightings, MATCHES_EACH) {
-                let Some(weight) = weight_in_context(rule.weight, &found, &text, &sightings) else {
+                let Some(weight) = weight_in_context(rule.weight, &found, text, &sightings) else {
                     continue;
                 };
                 matches.push(Match {
@@ -218,7 +219,7 @@ impl Reading {
                 });
             }
         }
-        if let Some(bytes) = shouted_order(&text, &sightings) {
+        if let Some(bytes) = shouted_order(text, &sightings) {
             matches.push(Match {
                 rule: RULES.len(),
                 id: "shouted_order",
@@ -247,6 +248,21 @@ impl Reading {
             .sum()
     }
 
+    /// The window in which rules say most.
+    fn judged_by_rules(&self) -> Verdict {
+        let mut worst = Verdict::default();
+        if self.matches.is_empty() {
+            return worst;
+        }
+        for words in self.text.windows() {
+            let rule_points = self.rule_points(&self.window_bytes(&words));
+            if rule_points > worst.rule_points {
+                worst = Verdict { total: rule_points, rule_points, window: words, ..Verdict::default() };
+            }
+        }
+        worst
+    }
+
     fn window_bytes(&self, words: &Range<usize>) -> Range<usize> {
         match self.text.words().get(words.clone()) {
             Some([first, .., last]) => first.range.start..last.range.end,
@@ -259,17 +275,16 @@ impl Reading {
     fn cues(&self, words: &Range<usize>) -> Cues {
         let bytes = self.window_bytes(words);
         let concept_count = concepts().names().len();
-        let concepts = (0..concept_count).filter(|concept| {
-            let id = u16::try_from(*concept).expect("concepts are few");
-            self.sightings.of(id).iter().any(|sighting| bytes.contains(&sighting.start))
-        });
-        let rules = (0..=RULES.len()).filter(|rule| {
-            self.matches.iter().any(|found| found.rule == *rule && bytes.contains(&found.bytes.start))
-        });
-        concepts
-            .chain(rules.map(|rule| concept_count + rule))
-            .map(|cue| u32::try_from(cue).expect("concepts and rules are few"))
-            .collect()
+        let mut seen = vec![false; cue_count()];
+        for (concept, seen) in seen[..concept_count].iter_mut().enumerate() {
+            let id = u16::try_from(concept).expect("concepts are few");
+            *seen = self.sightings.of(id).iter().any(|sighting| bytes.contains(&sighting.start));
+        }
+        for found in self.matches.iter().filter(|found| bytes.contains(&found.bytes.start)) {
+            seen[concept_count + found.rule] = true;
+        }
+        let numbered = (0..).zip(seen);
+        numbered.filter(|(_, seen)| *seen).map(|(cue, _)| cue).collect()
     }
 }
 
@@ -424,27 +439,24 @@ impl AttackModel {
     /// Judges a text that is normalised already; the original is needed for encodings that depend on case.
     #[must_use]
     pub fn score_normalised(&self, original: &str, text: &Normalised) -> AttackScore {
-        let reading = Reading::of(text.clone());
+        let reading = Reading::of(text);
         let (mut verdict, unseen) = self.judge(&reading);
         let mut evidence = self.evidence(&reading, &verdict);
-        let opaque = unseen > 0.75 || {
-            static DECODE: LazyLock<u16> =
-                LazyLock::new(|| concepts().id("decode").expect("the lexicon has [decode]"));
-            !reading.sightings.of(*DECODE).is_empty()
-        };
-        for disguised in decode::readings(original, text, opaque) {
-            let inner = Reading::of(Normalised::of(&disguised.text));
-            let (mut hidden, _) = self.judge(&inner);
+        static DECODE: LazyLock<u16> =
+            LazyLock::new(|| concepts().id("decode").expect("the lexicon has [decode]"));
+        let signs = Signs { unseen, of_decoding: !reading.sightings.of(*DECODE).is_empty() };
+        for disguised in decode::readings(original, text, signs) {
+            // Of nonsense the model knows nothing.
+            let nonsense = matches!(
+                disguised.rule,
+                "decoded_rot13" | "decoded_reversed" | "decoded_morse" | "decoded_leet"
+            );
+            let hidden_text = Normalised::of(&disguised.text);
+            let inner = Reading::of(&hidden_text);
+            let mut hidden = if nonsense { inner.judged_by_rules() } else { self.judge(&inner).0 };
             if disguised.rule == "decoded_spelled" && hidden.total < SUSPECTED_POINTS {
                 hidden.rule_points = hidden.rule_points.max(spelled_points(&disguised.text));
                 hidden.total = hidden.rule_points + hidden.model_points;
-            }
-            if matches!(
-                disguised.rule,
-                "decoded_rot13" | "decoded_reversed" | "decoded_morse" | "decoded_leet"
-            ) {
-                // Of nonsense the model knows nothing.
-                hidden.total = hidden.rule_points;
             }
             if hidden.total < SUSPECTED_POINTS && hides_crime(&inner) && !hides_crime(&reading) {
                 hidden.rule_points = Weight::Strong.points();
@@ -472,24 +484,28 @@ impl AttackModel {
     }
 
     /// The worst window, and the share of unknown words in it.
-    fn judge(&self, reading: &Reading) -> (Verdict, f32) {
+    fn judge(&self, reading: &Reading<'_>) -> (Verdict, f32) {
+        let hashed = Hashed::of(reading.text, Symbols::Counted);
         let mut worst = Verdict::default();
-        let mut unseen = 0.0;
         for words in reading.text.windows() {
-            let counts = Counts::of(&reading.text, words.clone(), Symbols::Counted);
-            let margin = self.model.margin(&counts, &reading.cues(&words));
+            let vector = self.model.vector_of_words(&hashed, words.clone(), &reading.cues(&words));
+            let margin = self.model.margin_of(&vector);
             let rule_points = reading.rule_points(&reading.window_bytes(&words));
             let model_points = model_points(margin, rule_points, self.threshold);
             let total = model_points + rule_points;
             if worst.window.is_empty() || total > worst.total {
                 worst = Verdict { total, rule_points, model_points, window: words };
-                unseen = self.model.unseen_share(&counts);
             }
         }
+        let unseen = if worst.window.is_empty() {
+            0.0
+        } else {
+            self.model.unseen_share(&hashed, worst.window.clone())
+        };
         (worst, unseen)
     }
 
-    fn evidence(&self, reading: &Reading, verdict: &Verdict) -> Vec<Evidence> {
+    fn evidence(&self, reading: &Reading<'_>, verdict: &Verdict) -> Vec<Evidence> {
         let bytes = reading.window_bytes(&verdict.window);
         let mut evidence: Vec<Evidence> = Vec::new();
         for found in reading.matches.iter().filter(|found| bytes.contains(&found.bytes.start)) {
@@ -508,7 +524,7 @@ impl AttackModel {
 }
 
 /// Whether a text speaks of deeds nobody should be taught. In the open that is no attack; disguised it is.
-fn hides_crime(reading: &Reading) -> bool {
+fn hides_crime(reading: &Reading<'_>) -> bool {
     static CRIME: LazyLock<u16> = LazyLock::new(|| concepts().id("crime").expect("the lexicon has [crime]"));
     !reading.sightings.of(*CRIME).is_empty()
 }
@@ -555,10 +571,12 @@ fn examples(texts: &[LabelledText]) -> (Vec<Example>, Vec<usize>) {
     let mut examples = Vec::new();
     let mut groups = Vec::new();
     for (group, row) in texts.iter().enumerate() {
-        let reading = Reading::of(Normalised::of(&row.text));
-        for words in reading.text.windows().take(TRAINING_WINDOWS) {
+        let text = Normalised::of(&row.text);
+        let reading = Reading::of(&text);
+        let hashed = Hashed::of(&text, Symbols::Counted);
+        for words in text.windows().take(TRAINING_WINDOWS) {
             examples.push(Example {
-                counts: Counts::of(&reading.text, words.clone(), Symbols::Counted),
+                counts: Counts::of_hashed(&hashed, words.clone()),
                 cues: reading.cues(&words),
                 positive: row.attack,
             });
@@ -574,9 +592,9 @@ enum Threshold {
     CrossValidated,
 }
 
-/// The margin at which the shipped model suspects where a rule agrees a little; chosen so that about one in forty
-/// role-play and other prompts of the shared collection is flagged. See the guide.
-const SHIPPED_THRESHOLD: f32 = 0.05;
+/// The margin at which the shipped model suspects where a rule agrees a little; chosen so that about one in
+/// thirty-five role-play and other prompts of the shared collection is flagged. See the guide.
+const SHIPPED_THRESHOLD: f32 = 0.0;
 
 /// Of an operator's ordinary texts, at most so many are flagged in cross-validation.
 const FALSE_POSITIVES: f64 = 0.02;
@@ -612,9 +630,9 @@ fn cross_validated_threshold(
             .iter()
             .filter(|(group, _)| !texts[**group].attack && wanted(&texts[**group].text))
             .map(|(group, margins)| {
-                let reading = Reading::of(Normalised::of(&texts[*group].text));
-                let rules =
-                    reading.text.windows().map(|words| reading.rule_points(&reading.window_bytes(&words)));
+                let text = Normalised::of(&texts[*group].text);
+                let reading = Reading::of(&text);
+                let rules = text.windows().map(|words| reading.rule_points(&reading.window_bytes(&words)));
                 rules.zip(margins.iter().copied()).collect()
             })
             .collect()

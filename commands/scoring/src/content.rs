@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::Normalised;
 use crate::cued::{Balance, CuedModel, Cues, Example};
 pub use crate::evidence::Evidence;
-use crate::features::{Counts, Symbols};
+use crate::features::{Counts, Hashed, SparseVector, Symbols};
 use crate::lexicon::{Concepts, Sightings};
 use crate::linear::Training;
 use crate::model_file::{Damage, Kind, Reader, Writer};
@@ -106,6 +106,16 @@ struct Question {
     category: usize,
     threshold: f32,
     model: CuedModel,
+    /// A text is the same vector as for the question before, which is so where both had the same examples.
+    reads_like_previous: bool,
+}
+
+impl Question {
+    /// A question that comes after others.
+    fn after(others: &[Self], category: usize, threshold: f32, model: CuedModel) -> Self {
+        let reads_like_previous = others.last().is_some_and(|previous| model.reads_like(&previous.model));
+        Self { category, threshold, model, reads_like_previous }
+    }
 }
 
 fn concepts() -> &'static Concepts {
@@ -215,7 +225,7 @@ impl ContentModel {
             let training = Training { positive_weight: 2.0, ..Training::default() };
             let model =
                 CuedModel::train(&examples.iter().collect::<Vec<_>>(), cue_count(), BALANCE, training);
-            questions.push(Question { category, threshold: threshold(name), model });
+            questions.push(Question::after(&questions, category, threshold(name), model));
         }
         Self { questions, version: hex::encode(&hash.finalize()[..8]) }
     }
@@ -255,11 +265,8 @@ impl ContentModel {
                 .position(|known| *known == name)
                 .ok_or(Damage::Inconsistent("a category"))?;
             let threshold = reader.f32()?;
-            questions.push(Question {
-                category,
-                threshold,
-                model: CuedModel::read(&mut reader, cue_count())?,
-            });
+            let model = CuedModel::read(&mut reader, cue_count())?;
+            questions.push(Question::after(&questions, category, threshold, model));
         }
         reader.finish()?;
         Ok(Self { questions, version })
@@ -270,11 +277,15 @@ impl ContentModel {
     pub fn score(&self, text: &Normalised) -> ContentScore {
         let reading = Reading::of(text);
         let cues = reading.cues();
-        let counts = Counts::of_text(text, Symbols::Ignored);
+        let hashed = Hashed::of(text, Symbols::Ignored);
         let mut model_points = [0.0_f32; CATEGORIES.len()];
-        if !counts.is_empty() {
+        if !hashed.is_empty() {
+            let mut vector = SparseVector::default();
             for question in &self.questions {
-                let margin = question.model.margin(&counts, &cues);
+                if !question.reads_like_previous {
+                    vector = question.model.vector_of_words(&hashed, 0..text.words().len(), &cues);
+                }
+                let margin = question.model.margin_of(&vector);
                 model_points[question.category] = (FLAG_POINTS
                     * (1.0 + (margin - question.threshold) / MODEL_REACH))
                     .clamp(0.0, MOST_MODEL_POINTS);

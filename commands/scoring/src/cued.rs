@@ -1,6 +1,8 @@
 //! A linear question over the wording of a text and over cues a detector found in it.
 
-use crate::features::{Counts, SparseVector, Vocabulary};
+use std::ops::Range;
+
+use crate::features::{Counts, Hashed, SparseVector, Vocabulary};
 use crate::linear::{Linear, Training};
 use crate::model_file::{Damage, Kind, Reader, Writer};
 
@@ -48,9 +50,17 @@ impl CuedModel {
         self.vocabulary.columns() + self.cues
     }
 
-    /// Wording first, then one column per cue behind the vocabulary's.
     fn vector(&self, counts: &Counts, cues: &[u32]) -> SparseVector {
-        let mut vector = self.vocabulary.weigh(counts);
+        self.with_cues(self.vocabulary.weigh(counts), cues)
+    }
+
+    /// Some words of a text and its cues, as [`CuedModel::margin_of`] takes them.
+    pub(crate) fn vector_of_words(&self, text: &Hashed, words: Range<usize>, cues: &[u32]) -> SparseVector {
+        self.with_cues(self.vocabulary.weigh_words(text, words), cues)
+    }
+
+    /// Wording first, then one column per cue behind the vocabulary's.
+    fn with_cues(&self, mut vector: SparseVector, cues: &[u32]) -> SparseVector {
         for value in &mut vector.values {
             *value *= self.balance.wording;
         }
@@ -62,14 +72,24 @@ impl CuedModel {
         vector
     }
 
+    /// Whether a text is the same vector for both.
+    pub(crate) fn reads_like(&self, other: &Self) -> bool {
+        self.balance == other.balance && self.cues == other.cues && self.vocabulary == other.vocabulary
+    }
+
     /// Signed distance from the border; positive is yes.
-    pub(crate) fn margin(&self, counts: &Counts, cues: &[u32]) -> f32 {
-        self.linear.margins(&self.vector(counts, cues)).first().copied().unwrap_or(0.0)
+    pub(crate) fn margin_of(&self, vector: &SparseVector) -> f32 {
+        self.linear.margins(vector).first().copied().unwrap_or(0.0)
+    }
+
+    /// As [`CuedModel::margin_of`], for an example.
+    fn margin(&self, example: &Example) -> f32 {
+        self.margin_of(&self.vector(&example.counts, &example.cues))
     }
 
     /// Share of words that training never saw.
-    pub(crate) fn unseen_share(&self, counts: &Counts) -> f32 {
-        self.vocabulary.unseen_share(counts)
+    pub(crate) fn unseen_share(&self, text: &Hashed, words: Range<usize>) -> f32 {
+        self.vocabulary.unseen_share_of_words(text, words)
     }
 
     /// Appends the model to a file.
@@ -133,7 +153,7 @@ pub(crate) fn out_of_fold_margins(
         let model = CuedModel::train(&kept, cues, balance, training);
         for (index, example) in examples.iter().enumerate() {
             if groups[index] % folds == fold {
-                margins[index] = model.margin(&example.counts, &example.cues);
+                margins[index] = model.margin(example);
             }
         }
     }

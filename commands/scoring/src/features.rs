@@ -68,26 +68,20 @@ impl Counts {
     /// Counts the features of a range of [`Normalised::words`]; `0..words().len()` is the whole text.
     #[must_use]
     pub fn of(text: &Normalised, words: Range<usize>, symbols: Symbols) -> Self {
-        let mut pairs = Vec::new();
-        let mut characters = Vec::new();
-        let mut singles = Vec::new();
-        let mut previous: Option<u64> = None;
-        for word in text.words().get(words).unwrap_or_default() {
-            if word.kind == WordKind::Symbol && symbols == Symbols::Ignored {
-                continue;
-            }
-            let content = text.word(word);
-            let whole = content.bytes().fold(WORD, |hash, byte| step(hash, digitless(byte)));
-            singles.push(bucket(whole));
-            pairs.push(bucket(whole));
-            if let Some(before) = previous {
-                pairs.push(bucket(step(before, b' ') ^ whole.rotate_left(17)));
-            }
-            previous = Some(whole);
-            sequences(content, &mut characters);
-        }
+        Self::of_hashed(&Hashed::of(text, symbols), words)
+    }
+
+    /// Counts the features of a range of words that are hashed already.
+    #[must_use]
+    pub fn of_hashed(hashed: &Hashed, words: Range<usize>) -> Self {
+        let words = hashed.range(words);
+        let mut singles: Vec<u32> = words.clone().map(|word| word.single).collect();
         singles.sort_unstable();
-        Self { words: tally(pairs), characters: tally(characters), singles }
+        Self {
+            words: tally(hashed.singles_and_pairs(words.clone()).collect()),
+            characters: tally(hashed.sequences_of(words).to_vec()),
+            singles,
+        }
     }
 
     /// Counts the features of a whole text.
@@ -107,6 +101,89 @@ impl Counts {
     pub fn is_empty(&self) -> bool {
         self.words.is_empty()
     }
+}
+
+/// The features of every word of a text, hashed once however many windows share the word.
+#[derive(Clone, Debug, Default)]
+pub struct Hashed {
+    /// The words that are counted.
+    words: Vec<HashedWord>,
+    /// For each of [`Normalised::words`] and one more, how many before it are counted.
+    counted: Vec<u32>,
+    /// Buckets of character sequences, word after word.
+    sequences: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct HashedWord {
+    single: u32,
+    /// Together with the counted word before it; of the first word nothing.
+    pair: u32,
+    /// How many sequences stand before those of this word.
+    before: u32,
+}
+
+impl Hashed {
+    /// Hashes a whole text.
+    #[must_use]
+    pub fn of(text: &Normalised, symbols: Symbols) -> Self {
+        let mut hashed = Self {
+            words: Vec::with_capacity(text.words().len()),
+            counted: Vec::with_capacity(text.words().len() + 1),
+            sequences: Vec::with_capacity(4 * text.folded().len()),
+        };
+        let mut previous = 0;
+        for word in text.words() {
+            hashed.counted.push(number(hashed.words.len()));
+            if word.kind == WordKind::Symbol && symbols == Symbols::Ignored {
+                continue;
+            }
+            let content = text.word(word);
+            let whole = content.bytes().fold(WORD, |hash, byte| step(hash, digitless(byte)));
+            hashed.words.push(HashedWord {
+                single: bucket(whole),
+                pair: bucket(step(previous, b' ') ^ whole.rotate_left(17)),
+                before: number(hashed.sequences.len()),
+            });
+            previous = whole;
+            sequences(content, &mut hashed.sequences);
+        }
+        hashed.counted.push(number(hashed.words.len()));
+        hashed
+    }
+
+    /// Whether there is nothing to judge by.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// The counted ones among a range of [`Normalised::words`].
+    fn range(&self, words: Range<usize>) -> std::slice::Iter<'_, HashedWord> {
+        let place = |word: usize| self.counted.get(word).map_or(self.words.len(), |place| *place as usize);
+        self.words.get(place(words.start)..place(words.end)).unwrap_or_default().iter()
+    }
+
+    /// Buckets of words and of neighbours within the range.
+    fn singles_and_pairs<'w>(
+        &self,
+        words: std::slice::Iter<'w, HashedWord>,
+    ) -> impl Iterator<Item = u32> + use<'w> {
+        words.clone().map(|word| word.single).chain(words.skip(1).map(|word| word.pair))
+    }
+
+    fn sequences_of(&self, words: std::slice::Iter<'_, HashedWord>) -> &[u32] {
+        let words = words.as_slice();
+        let Some(first) = words.first() else { return &[] };
+        // The words of a range lie in `self.words`, so the one behind the last tells where its sequences end.
+        let behind = self.words.partition_point(|word| word.before <= words[words.len() - 1].before);
+        let end = self.words.get(behind).map_or(self.sequences.len(), |word| word.before as usize);
+        &self.sequences[first.before as usize..end]
+    }
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// Start values of the two families, so that a word and an equal character sequence are two features.
@@ -134,21 +211,32 @@ fn digitless(byte: u8) -> u8 {
 
 /// Character sequences of a word that begins and ends with a border.
 fn sequences(word: &str, into: &mut Vec<u32>) {
-    let mut letters = ['\u{0}'; WORD_CHARACTERS + 2];
-    letters[0] = ' ';
+    const MOST: usize = WORD_CHARACTERS + 2;
+    let mut bytes = [b' '; 4 * WORD_CHARACTERS + 2];
+    // Where each letter begins, the border before the word being the first, and where the last one ends.
+    let mut starts = [0_u8; MOST + 1];
+    let mut letters = 1;
     let mut length = 1;
-    for letter in word.chars().take(WORD_CHARACTERS) {
-        letters[length] = letter;
-        length += 1;
+    for (letter, (at, character)) in word.char_indices().take(WORD_CHARACTERS).enumerate() {
+        starts[letter + 1] = u8::try_from(length).expect("forty characters of four bytes");
+        for byte in &word.as_bytes()[at..at + character.len_utf8()] {
+            bytes[length] = digitless(*byte);
+            length += 1;
+        }
+        letters += 1;
     }
-    letters[length] = ' ';
-    let letters = &letters[..=length];
-    for start in 0..letters.len() {
+    starts[letters] = u8::try_from(length).expect("forty characters of four bytes");
+    bytes[length] = b' ';
+    letters += 1;
+    starts[letters] = u8::try_from(length + 1).expect("forty characters of four bytes");
+    for start in 0..letters {
+        let ends = &starts[start + 1..=letters.min(start + LONGEST_SEQUENCE)];
+        let mut from = usize::from(starts[start]);
         let mut hash = SEQUENCE;
-        for (index, letter) in letters[start..].iter().take(LONGEST_SEQUENCE).enumerate() {
-            let mut buffer = [0; 4];
-            hash =
-                letter.encode_utf8(&mut buffer).bytes().fold(hash, |hash, byte| step(hash, digitless(byte)));
+        for (index, end) in ends.iter().enumerate() {
+            let end = usize::from(*end);
+            hash = bytes[from..end].iter().fold(hash, |hash, byte| step(hash, *byte));
+            from = end;
             if index > 0 {
                 into.push(bucket(hash));
             }
@@ -156,6 +244,7 @@ fn sequences(word: &str, into: &mut Vec<u32>) {
     }
 }
 
+/// How often each number occurs, in ascending order.
 fn tally(mut buckets: Vec<u32>) -> Vec<(u32, u32)> {
     sort(&mut buckets);
     let mut counts: Vec<(u32, u32)> = Vec::with_capacity(buckets.len());
@@ -205,12 +294,21 @@ pub struct Vocabulary {
     buckets: Vec<u32>,
     /// Inverse document frequency, `ln((1 + texts) / (1 + texts with it)) + 1`.
     weights: Vec<f32>,
-    /// Where to look for a bucket: the number of buckets below each multiple of [`PAGE`].
-    pages: Vec<u32>,
+    /// Where to look for a bucket: a page for each [`PAGE`] of them.
+    pages: Vec<Page>,
 }
 
 /// Buckets a page of the index covers.
-const PAGE: u32 = 64;
+const PAGE: u32 = u64::BITS;
+
+/// Some neighbouring buckets.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Page {
+    /// Which of them are known, a bit for each.
+    known: u64,
+    /// How many known ones lie below the page.
+    below: u32,
+}
 
 impl Vocabulary {
     /// Learns which buckets texts have. Their order does not matter.
@@ -243,11 +341,15 @@ impl Vocabulary {
     }
 
     fn new(buckets: Vec<u32>, weights: Vec<f32>) -> Self {
-        let pages = (0..=BUCKETS / PAGE)
-            .map(|page| {
-                u32::try_from(buckets.partition_point(|bucket| *bucket < page * PAGE)).unwrap_or(u32::MAX)
-            })
-            .collect();
+        let mut pages = vec![Page::default(); (BUCKETS / PAGE) as usize];
+        for bucket in &buckets {
+            pages[(bucket / PAGE) as usize].known |= 1 << (bucket % PAGE);
+        }
+        let mut below = 0;
+        for page in &mut pages {
+            page.below = below;
+            below += page.known.count_ones();
+        }
         Self { buckets, weights, pages }
     }
 
@@ -258,10 +360,9 @@ impl Vocabulary {
     }
 
     fn column(&self, bucket: u32) -> Option<u32> {
-        let page = (bucket / PAGE) as usize;
-        let (from, to) = (*self.pages.get(page)?, *self.pages.get(page + 1)?);
-        let place = self.buckets[from as usize..to as usize].binary_search(&bucket).ok()?;
-        Some(from + u32::try_from(place).expect("a page has few buckets"))
+        let page = self.pages.get((bucket / PAGE) as usize)?;
+        let bit = 1_u64 << (bucket % PAGE);
+        (page.known & bit != 0).then(|| page.below + (page.known & (bit - 1)).count_ones())
     }
 
     /// How rare a bucket is: `ln((1 + texts) / (1 + texts with it))`; none for one that never occurred.
@@ -274,8 +375,32 @@ impl Vocabulary {
     /// neither outweighs the other; then the whole is. Unknown buckets are left out.
     #[must_use]
     pub fn weigh(&self, text: &Counts) -> SparseVector {
-        let words = self.weigh_family(&text.words);
-        let characters = self.weigh_family(&text.characters);
+        let known = |counts: &[(u32, u32)]| {
+            counts.iter().filter_map(|(bucket, count)| Some((self.column(*bucket)?, *count))).collect()
+        };
+        self.weigh_families(known(&text.words), known(&text.characters))
+    }
+
+    /// As [`Vocabulary::weigh`], of a range of [`Normalised::words`]: what is unknown is not even sorted.
+    #[must_use]
+    pub fn weigh_words(&self, text: &Hashed, words: Range<usize>) -> SparseVector {
+        let words = text.range(words);
+        // Columns are in the order of their buckets.
+        let known = |buckets: &mut dyn Iterator<Item = u32>, most: usize| {
+            let mut columns = Vec::with_capacity(most);
+            buckets.for_each(|bucket| columns.extend(self.column(bucket)));
+            tally(columns)
+        };
+        let sequences = text.sequences_of(words.clone());
+        self.weigh_families(
+            known(&mut text.singles_and_pairs(words.clone()), 2 * words.len()),
+            known(&mut sequences.iter().copied(), sequences.len()),
+        )
+    }
+
+    fn weigh_families(&self, words: Vec<(u32, u32)>, characters: Vec<(u32, u32)>) -> SparseVector {
+        let words = self.weigh_family(&words);
+        let characters = self.weigh_family(&characters);
         let room = words.columns.len() + characters.columns.len();
         let mut vector = SparseVector { columns: Vec::with_capacity(room), values: Vec::with_capacity(room) };
         let (mut word, mut sequence) = (0, 0);
@@ -298,19 +423,30 @@ impl Vocabulary {
         vector
     }
 
+    /// One family alone, by column.
     fn weigh_family(&self, counts: &[(u32, u32)]) -> SparseVector {
         let mut family = SparseVector {
             columns: Vec::with_capacity(counts.len()),
             values: Vec::with_capacity(counts.len()),
         };
-        for (bucket, count) in counts {
-            let Some(column) = self.column(*bucket) else { continue };
+        for (column, count) in counts {
             let often = if *count == 1 { 1.0 } else { 1.0 + (*count as f32).ln() };
-            family.columns.push(column);
-            family.values.push(often * self.weights[column as usize]);
+            family.columns.push(*column);
+            family.values.push(often * self.weights[*column as usize]);
         }
         scale_to_one(&mut family.values);
         family
+    }
+
+    /// As [`Vocabulary::unseen_share`], of a range of [`Normalised::words`].
+    #[must_use]
+    pub fn unseen_share_of_words(&self, text: &Hashed, words: Range<usize>) -> f32 {
+        let words = text.range(words);
+        let all = words.len();
+        if all == 0 {
+            return 1.0;
+        }
+        words.filter(|word| self.column(word.single).is_none()).count() as f32 / all as f32
     }
 
     /// Share of the text's single words that never occurred in training, 0 to 1; 1 for an empty text.

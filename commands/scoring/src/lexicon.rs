@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
-use crate::normalise::WordKind;
+use crate::normalise::{WordKind, is_letter_or_digit};
 use crate::{Normalised, Span};
 
 mod blocked;
@@ -205,7 +205,7 @@ fn word_after(text: &str, position: usize) -> usize {
 }
 
 fn is_word(character: char) -> bool {
-    character.is_alphanumeric() || character == '_'
+    is_letter_or_digit(character) || character == '_'
 }
 
 /// One word or phrase of a concept: its place in words and in bytes of the folded text.

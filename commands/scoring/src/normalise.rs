@@ -79,7 +79,8 @@ impl Normalised {
     /// Reads a text. Never fails; of more than twice [`READ_EACH_END`] code points the middle is skipped.
     #[must_use]
     pub fn of(text: &str) -> Self {
-        let mut reading = Reading::default();
+        let room = text.len().min(2 * READ_EACH_END + 1);
+        let mut reading = Reading { glyphs: Vec::with_capacity(room), hidden: 0 };
         // Bytes are an upper bound of code points, so that short texts are not counted first.
         let length = if text.len() <= 2 * READ_EACH_END { 0 } else { text.chars().count() };
         let mut skipped = None;
@@ -189,7 +190,6 @@ fn position(code_point: usize) -> u32 {
     u32::try_from(code_point).unwrap_or(u32::MAX)
 }
 
-#[derive(Default)]
 struct Reading {
     glyphs: Vec<Glyph>,
     hidden: u32,
@@ -228,6 +228,16 @@ impl Reading {
         if let &[byte] = cluster.as_bytes() {
             let letter = char::from(byte.to_ascii_lowercase());
             self.glyphs.push(Glyph { letter, origin, capital: byte.is_ascii_uppercase() });
+            return;
+        }
+        if let Some(letter @ 'А'..='я') = cluster.chars().next()
+            && cluster.len() == letter.len_utf8()
+        {
+            // As the general way below would have it, which takes a third of the time of a Russian text.
+            let capital = letter <= 'Я';
+            let small =
+                if capital { char::from_u32(u32::from(letter) + 0x20).unwrap_or(letter) } else { letter };
+            self.glyphs.push(Glyph { letter: small, origin, capital });
             return;
         }
         for character in cluster.nfkc() {
@@ -289,7 +299,7 @@ impl Reading {
             if first.is_whitespace() || first.is_control() {
                 continue;
             }
-            if !first.is_alphanumeric() {
+            if !is_letter_or_digit(first) {
                 while at < self.glyphs.len() && letter_at(at) == first {
                     at += 1;
                 }
@@ -301,7 +311,7 @@ impl Reading {
                 let next = letter_at(at);
                 let inner =
                     next == '\'' && letter_at(at - 1).is_alphabetic() && letter_at(at + 1).is_alphabetic();
-                if !inner && !next.is_alphanumeric() {
+                if !inner && !is_letter_or_digit(next) {
                     break;
                 }
                 only_digits &= next.is_numeric();
@@ -373,9 +383,16 @@ enum Script {
     Greek,
 }
 
+/// As [`char::is_alphanumeric`], without a look into its tables for letters most texts are made of.
+pub(crate) fn is_letter_or_digit(character: char) -> bool {
+    matches!(character, 'a'..='z' | 'а'..='я' | '0'..='9') || character.is_alphanumeric()
+}
+
 fn script_of(letter: char) -> Option<Script> {
     match letter {
-        'a'..='z' | 'ª' | 'º' | '\u{c0}'..='\u{24f}' | '\u{250}'..='\u{2af}' | '\u{1e00}'..='\u{1eff}' => {
+        'a'..='z' => Some(Script::Latin),
+        'а'..='я' => Some(Script::Cyrillic),
+        'ª' | 'º' | '\u{c0}'..='\u{24f}' | '\u{250}'..='\u{2af}' | '\u{1e00}'..='\u{1eff}' => {
             letter.is_alphabetic().then_some(Script::Latin)
         }
         '\u{370}'..='\u{3ff}' | '\u{1f00}'..='\u{1fff}' => letter.is_alphabetic().then_some(Script::Greek),

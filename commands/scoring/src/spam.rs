@@ -14,7 +14,7 @@ use crate::Normalised;
 use crate::attack::Level;
 use crate::cued::{self, Balance, CuedModel, Cues, Example, out_of_fold_margins};
 pub use crate::evidence::Evidence;
-use crate::features::{Counts, Symbols};
+use crate::features::{Counts, Hashed, Symbols};
 use crate::lexicon::{Concepts, Sightings};
 use crate::linear::Training;
 use crate::model_file::{Damage, Kind};
@@ -424,11 +424,12 @@ impl SpamModel {
         let reading = Reading::of(text);
         let pairs = reading.pairs();
         let cues = reading.cues(&pairs);
-        let counts = Counts::of_text(text, Symbols::Counted);
-        let model_points = if counts.is_empty() {
+        let model_points = if text.words().is_empty() {
             0.0
         } else {
-            model_points(self.model.margin(&counts, &cues), self.threshold)
+            let hashed = Hashed::of(text, Symbols::Counted);
+            let vector = self.model.vector_of_words(&hashed, 0..text.words().len(), &cues);
+            model_points(self.model.margin_of(&vector), self.threshold)
         };
         let rules = rule_points(&pairs);
         let total = rules + model_points;

@@ -42,10 +42,16 @@ static ISSUED: LazyLock<Regex> = LazyLock::new(|| {
 static BOT_TOKEN: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"[0-9]{7,12}:[A-Za-z0-9_\-]{35}").expect("a valid pattern"));
 
+/// Where [`NAMED`] may begin. Small enough to be a fast automaton, which [`NAMED`] is not.
+static NAME: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new("(?i)passw|passphrase|pwd|парол|secret|api|access|private|client|auth|token|секрет|токен")
+        .expect("a valid pattern")
+});
+
 /// A word of a password or key and a sign, before a value: "password: …", "API_KEY=…", "пароль — …".
 static NAMED: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(
-        r#"(?xi)
+        r#"(?xi) ^
         (?: passw(?:or)?d | passphrase | pwd | парол[а-я]{0,3}
           | (?: secret | api | access | private | client | auth | секретн[а-я]{2,3} ) [\ _\-]?
             (?: key | token | secret | ключ[а-я]{0,2} )
@@ -57,6 +63,25 @@ static NAMED: LazyLock<Regex> = LazyLock::new(|| {
     )
     .expect("a valid pattern")
 });
+
+/// No match of [`NAMED`] is as long, in bytes: a name, twenty letters, three words of twenty, a sign.
+const MAX_NAMED: usize = 600;
+
+/// All that [`NAMED`] finds, apart and in order, as if it were looked for everywhere.
+fn named(text: &str) -> impl Iterator<Item = Range<usize>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let start = NAME.find_at(text, at)?.start();
+            let end = text.floor_char_boundary(start + MAX_NAMED);
+            if let Some(found) = NAMED.find(&text[start..end]) {
+                at = start + found.end();
+                return Some(start..at);
+            }
+            at = text.ceil_char_boundary(start + 1);
+        }
+    })
+}
 
 /// Characters of a value that decide what it is.
 const MAX_JUDGED: usize = 200;
@@ -126,20 +151,20 @@ fn assigned(folded: &Folded, candidates: &mut Vec<Candidate>) {
     let delimits = |letter: char| letter.is_whitespace() || "\"'`<>,;".contains(letter) || letter == OPAQUE;
     let mut value_end = 0;
     let mut taken_to = 0;
-    for found in NAMED.find_iter(&folded.text) {
-        if found.start() < taken_to || folded.before(found.start()).is_some_and(char::is_alphanumeric) {
+    for found in named(&folded.text) {
+        if found.start < taken_to || folded.before(found.start).is_some_and(char::is_alphanumeric) {
             continue;
         }
         // Names inside one stretch without blanks share its end: it is looked for once.
-        if found.end() >= value_end {
-            let rest = &folded.text[found.end()..];
-            value_end = found.end() + rest.find(delimits).unwrap_or(rest.len());
+        if found.end >= value_end {
+            let rest = &folded.text[found.end..];
+            value_end = found.end + rest.find(delimits).unwrap_or(rest.len());
         }
         let text =
-            folded.text[found.end()..value_end].trim_end_matches(['.', ')', ']', '}', '!', '?', ':', '*']);
-        let bytes = found.end()..found.end() + text.len();
+            folded.text[found.end..value_end].trim_end_matches(['.', ')', ']', '}', '!', '?', ':', '*']);
+        let bytes = found.end..found.end + text.len();
         let text = text.char_indices().nth(MAX_JUDGED).map_or(text, |(end, _)| &text[..end]);
-        let between = found.as_str();
+        let between = &folded.text[found];
         let lower = between.to_lowercase();
         let signed = between.contains([':', '=', '>'])
             || [" is ", " - ", " это ", " такой "].iter().any(|sign| lower.contains(sign));

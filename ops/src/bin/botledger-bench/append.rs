@@ -31,15 +31,12 @@ pub(crate) async fn rows(pool: &PgPool, url: &str, effort: Effort) -> Result<Vec
         let (mut ours, mut base) = (Vec::new(), Vec::new());
         for _ in 0..effort.rounds {
             base.push(pgbench.run(clients, effort.round).await?);
-            ours.push(append(pool, writers, events, effort.round).await?);
+            ours.push(rate(pool, writers, events, effort.round).await?);
         }
         let (ours, base) = (median(ours), median(base));
         told(format!("append: {writers} writers, {events} events: {ours:.0}/s, pgbench {base:.0}/s"));
         rows.push(Row {
-            what: format!(
-                "append, {events} event{} each, {writers} writers",
-                if events == 1 { "" } else { "s" }
-            ),
+            what: format!("append, {}", load(writers, events)),
             ours: format!("{ours:.0} events/s"),
             base: format!("{base:.0} rows/s, pgbench with {clients}"),
             ratio: ours / base,
@@ -70,7 +67,7 @@ async fn plain_insert(pool: &PgPool, effort: Effort) -> Result<Row> {
         }
         base.push(f64::from(inserted) / began.elapsed().as_secs_f64());
         drop(connection);
-        ours.push(append(pool, 1, 1, effort.round).await?);
+        ours.push(rate(pool, 1, 1, effort.round).await?);
     }
     let (ours, base) = (median(ours), median(base));
     Ok(Row {
@@ -149,7 +146,7 @@ impl Drop for Pgbench {
 
 /// Events a second of our journal: each writer has a bot's stream of its own and waits for every
 /// receipt.
-async fn append(pool: &PgPool, writers: usize, events: usize, time: Duration) -> Result<f64> {
+pub(crate) async fn rate(pool: &PgPool, writers: usize, events: usize, time: Duration) -> Result<f64> {
     let journal = Journal::open(pool.clone(), JournalConfig::default());
     let mut streams = Vec::with_capacity(writers);
     for _ in 0..writers {
@@ -176,8 +173,15 @@ fn metadata() -> EventMetadata {
 
 async fn register(journal: &Journal) -> Result<Loaded<Bot>> {
     let id = SystemIds.next();
-    let mut bot = journal.load::<Bot>(&id.to_string()).await?;
-    let command = BotCommand::Register {
+    let mut bot = Loaded::<Bot>::empty(id.to_string());
+    let mut set = AppendSet::new(metadata());
+    set.decide(&mut bot, registration(id)?, botledger_commands::SystemClock.now())?;
+    journal.append(set).await?;
+    Ok(bot)
+}
+
+fn registration(id: Uuid) -> Result<BotCommand> {
+    Ok(BotCommand::Register {
         workspace: WorkspaceId(id),
         username: BotUsername::parse("bench_bot")?,
         telegram_id: 1,
@@ -191,11 +195,7 @@ async fn register(journal: &Journal) -> Result<Loaded<Bot>> {
         token_fingerprint: String::new(),
         mode: UpdateMode::Polling,
         settings: BotSettings::default(),
-    };
-    let mut set = AppendSet::new(metadata());
-    set.decide(&mut bot, command, botledger_commands::SystemClock.now())?;
-    journal.append(set).await?;
-    Ok(bot)
+    })
 }
 
 async fn write(
@@ -205,18 +205,12 @@ async fn write(
     until: Instant,
     appended: Arc<AtomicU64>,
 ) -> Result<()> {
-    let clock = botledger_commands::SystemClock;
     let mut turn: u32 = 0;
     while Instant::now() < until {
         let mut set = AppendSet::new(metadata());
         for _ in 0..events {
             turn += 1;
-            let settings = BotSettings {
-                // Changes every time, so that there is something to record.
-                max_answer_tokens: 16 + turn % 1_000,
-                ..BotSettings::default()
-            };
-            set.decide(&mut bot, BotCommand::Configure { settings, mode: UpdateMode::Polling }, clock.now())?;
+            change(&mut set, &mut bot, turn)?;
         }
         journal.append(set).await?;
         appended.fetch_add(events as u64, Ordering::Relaxed);
@@ -226,7 +220,43 @@ async fn write(
 
 /// A few seconds of appends, so that there is something to replay.
 pub(crate) async fn fill(pool: &PgPool) -> Result<()> {
-    append(pool, 256, 10, Duration::from_secs(2)).await.map(drop)
+    rate(pool, 256, 10, Duration::from_secs(2)).await.map(drop)
+}
+
+/// In words.
+pub(crate) fn load(writers: usize, events: usize) -> String {
+    format!("{events} event{} each, {writers} writers", if events == 1 { "" } else { "s" })
+}
+
+/// Appends one event, which begins this stream.
+pub(crate) async fn begin(journal: &Journal, stream: Uuid) -> Result<()> {
+    let mut bot = Loaded::<Bot>::empty(stream.to_string());
+    let mut set = AppendSet::new(metadata());
+    set.decide(&mut bot, registration(stream)?, botledger_commands::SystemClock.now())?;
+    journal.append(set).await?;
+    Ok(())
+}
+
+/// The id of a new stream with so many events.
+pub(crate) async fn stream(pool: &PgPool, events: usize) -> Result<String> {
+    let journal = Journal::open(pool.clone(), JournalConfig::default());
+    let mut bot = register(&journal).await?;
+    let mut set = AppendSet::new(metadata());
+    for turn in 1..events {
+        change(&mut set, &mut bot, turn as u32)?;
+    }
+    let id = bot.id.clone();
+    journal.append(set).await?;
+    journal.close().await;
+    Ok(id)
+}
+
+/// Queues an event that differs from the one before.
+fn change(set: &mut AppendSet, bot: &mut Loaded<Bot>, turn: u32) -> Result<()> {
+    let settings = BotSettings { max_answer_tokens: 16 + turn % 1_000, ..BotSettings::default() };
+    let command = BotCommand::Configure { settings, mode: UpdateMode::Polling };
+    set.decide(bot, command, botledger_commands::SystemClock.now())?;
+    Ok(())
 }
 
 /// One append of a few events by itself.

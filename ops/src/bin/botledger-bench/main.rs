@@ -5,9 +5,13 @@
 
 mod append;
 mod budget;
+mod growth;
 mod limits;
+mod load;
+mod peers;
 mod rebuild;
 mod scoring;
+mod subscribers;
 mod tree;
 mod turns;
 
@@ -46,19 +50,31 @@ pub(crate) fn told(text: impl AsRef<str>) {
     drop(writeln!(std::io::stderr(), "{}", text.as_ref()));
 }
 
+/// What can be measured; all of it where nothing is named, except how things grow.
+const PARTS: [&str; 11] = [
+    "append",
+    "peers",
+    "load",
+    "subscribers",
+    "growth",
+    "limits",
+    "budget",
+    "scoring",
+    "turns",
+    "rebuild",
+    "tree",
+];
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut effort = Effort { round: Duration::from_secs(4), rounds: 3 };
-    let mut parts = Vec::new();
+    let (mut parts, mut large) = (Vec::new(), false);
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => effort = Effort { round: Duration::from_secs(1), rounds: 1 },
-            "append" | "limits" | "budget" | "scoring" | "turns" | "rebuild" | "tree" => parts.push(argument),
-            other => {
-                bail!(
-                    "{other} is not known: ops/bench [--quick] [append|limits|budget|scoring|turns|rebuild|tree ...]"
-                )
-            }
+            "--large" => large = true,
+            part if PARTS.contains(&part) => parts.push(argument),
+            other => bail!("{other} is not known: ops/bench [--quick] [--large] [{} ...]", PARTS.join("|")),
         }
     }
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
@@ -68,6 +84,18 @@ async fn main() -> Result<()> {
     let mut rows = Vec::new();
     if wanted("append") {
         rows.extend(append::rows(&pool, &url, effort).await?);
+    }
+    if wanted("peers") {
+        rows.extend(peers::rows(&pool, &url, effort).await?);
+    }
+    if wanted("load") {
+        rows.extend(load::rows(&pool, effort).await?);
+    }
+    if wanted("subscribers") {
+        rows.extend(subscribers::rows(&pool, effort).await?);
+    }
+    if parts.iter().any(|part| part == "growth") {
+        rows.extend(growth::rows(&pool, effort, large).await?);
     }
     if wanted("limits") {
         rows.extend(limits::rows(effort).await?);

@@ -54,7 +54,7 @@ pub(crate) async fn rows(pool: &PgPool, effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-async fn read(log: &LogReader) -> Result<f64> {
+pub(crate) async fn read(log: &LogReader) -> Result<f64> {
     let began = Instant::now();
     let mut at = Position(0);
     let mut events = 0;
