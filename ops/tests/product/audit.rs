@@ -273,7 +273,7 @@ async fn an_auditors_hour(pool: PgPool) {
         "CREATE TABLE kept AS SELECT position, payload, leaf_hash FROM events WHERE position = {victim}"
     );
     let change = format!(
-        r#"UPDATE events SET payload = regexp_replace(payload::text, '"charged":[0-9]+', '"charged":1')::json
+        r#"UPDATE events SET payload = regexp_replace(payload::text, '"tokens":[0-9]+', '"tokens":1')::json
            WHERE position = {victim}"#
     );
     tamper(&house.pool, &[&backup, &change]).await;
