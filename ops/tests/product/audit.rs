@@ -86,6 +86,8 @@ struct Witness {
 impl Witness {
     async fn begin(house: &House, log: &str) -> Self {
         let folder = house.folder.join("witness");
+        // A run that failed has left its state.
+        fs::remove_dir_all(&folder).ok();
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("key"), botledger_local::secrets::random_secret()).unwrap();
         let address = free_address().unwrap();
