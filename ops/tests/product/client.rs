@@ -18,7 +18,9 @@ impl Client {
         let link: Value = serde_json::from_str(&house.told(&["link", "--json"]).await).unwrap();
         let secret = link["link"].as_str().unwrap().split('#').nth(1).unwrap();
         let url = format!("http://{}/graphql", house.listen);
-        let mut client = Self { http: reqwest::Client::new(), url, token: String::new() };
+        // The product closes idle connections, and a test is idle for as long as it takes.
+        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+        let mut client = Self { http, url, token: String::new() };
         let entered = client
             .ask(
                 "mutation($i: SessionActivateInput!) { sessionActivate(input: $i) { session { accessToken } } }",

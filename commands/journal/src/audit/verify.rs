@@ -291,7 +291,8 @@ struct Walk {
     verdict: Verdict,
     /// Over the events as they stand.
     ours: Frontier,
-    /// Over the leaves as the tiles keep them, from the first one that differs, at that position.
+    /// Over the leaves as the tiles keep them, or else the hashes beside the events, from the first one that
+    /// differs, at that position.
     kept: Option<(Frontier, u64)>,
     /// Events under the last head that agreed.
     agreed: u64,
@@ -325,6 +326,8 @@ impl Walk {
         if !self.whole {
             return;
         }
+        // Where no tile is full yet, the hash beside the event is what may still give the signed head.
+        let kept = kept.or_else(|| <Hash>::try_from(&event.leaf_hash[..]).ok());
         if self.kept.is_none() && kept.is_some_and(|kept| kept != leaf) {
             self.kept = Some((self.ours.clone(), position));
         }
@@ -372,7 +375,9 @@ impl Walk {
         if self.ours.root() == head.root {
             self.agreed = head.size;
             self.verdict.checkpoints += 1;
-            if let Some((_, position)) = self.kept.take() {
+            if let Some((_, position)) = self.kept.take()
+                && !self.verdict.findings.contains(&Finding::Changed { position })
+            {
                 self.verdict.add(Finding::Tile { level: 0, position });
             }
             return;

@@ -101,12 +101,20 @@ async fn heads_follow_the_ledger_and_what_they_say_can_be_proved(pool: PgPool) {
 async fn one_changed_byte_is_found_at_its_position(pool: PgPool) {
     append(&pool, 300).await;
     sign(&pool).await;
+    // A hash that was changed beside bytes that were not: the head is still that of the bytes.
+    tamper(&pool, &["UPDATE events SET leaf_hash = sha256('') WHERE position = 299"]).await;
+    assert_eq!(verify(&pool, &[]).await.findings, [Finding::Changed { position: 299 }]);
+    tamper(&pool, &[REHASH]).await;
     tamper(
         &pool,
         &["UPDATE events SET metadata = replace(metadata::text, '\"test\"', '\"tesT\"')::json WHERE position = 77"],
     )
     .await;
     assert_eq!(verify(&pool, &[]).await.findings, [Finding::Changed { position: 77 }]);
+    // Where no tile is full yet as well.
+    tamper(&pool, &["UPDATE events SET event_version = '1.1' WHERE position = 290"]).await;
+    let changed = [77, 290].map(|position| Finding::Changed { position });
+    assert_eq!(verify(&pool, &[]).await.findings, changed);
 }
 
 #[sqlx::test(migrations = "../../migrations")]
