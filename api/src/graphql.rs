@@ -15,6 +15,7 @@ mod page;
 mod person;
 mod platform;
 mod policy;
+mod proof;
 mod quota;
 mod rate_limit;
 pub(crate) mod scalars;
@@ -63,6 +64,7 @@ pub(crate) struct Query(
     platform::PlatformQuery,
     policy::PolicyQuery,
     policy::PolicyWhatIfQuery,
+    proof::ProofQuery,
     quota::QuotaQuery,
     rate_limit::RateLimitQuery,
     standing::StandingQuery,

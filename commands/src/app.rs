@@ -1,7 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use botledger_domain::{InstanceId, SharedClock};
-use botledger_journal::{Journal, JournalConfig};
+use botledger_journal::{Journal, JournalConfig, audit::LogTree};
 use redis::aio::ConnectionManager;
 use sqlx::PgPool;
 
@@ -55,6 +55,8 @@ pub struct App {
     pub sessions: Sessions,
     pub subjects: Subjects,
     pub audit: Audit,
+    /// Signed heads of the ledger, and proofs under them.
+    pub tree: LogTree,
 }
 
 impl App {
@@ -76,6 +78,7 @@ impl App {
             instance: config.instance,
             pool: pool.clone(),
         });
+        let tree = LogTree::new(pool.clone());
         let audit = Audit::new(pool.clone(), Arc::clone(&clock));
         let subjects = Subjects::new(Arc::clone(&core));
         let workspaces = Workspaces::new(Arc::clone(&core));
@@ -112,6 +115,7 @@ impl App {
             sessions: Sessions::new(Arc::clone(&core)),
             subjects,
             audit,
+            tree,
             core,
         }
     }

@@ -40,6 +40,7 @@ pub use app::{App, AppConfig, Core, describe_metrics};
 pub use audit::{Audit, AuditEntry};
 pub use body::BodyContent;
 pub use bot::{BotIdentity, Bots, NewBot, ProbeError, TelegramProbe};
+pub use botledger_journal::audit::{InclusionProof, LogTree, StoredCheckpoint, TreeError};
 pub use budget::{BudgetLeft, Budgets};
 pub use caller::Caller;
 pub use clock::SystemClock;

@@ -4,6 +4,7 @@
 //! command line cannot be read. Results go to stdout, progress and errors to stderr.
 
 pub mod address;
+pub mod audit;
 pub mod bot;
 pub mod budget;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod sdl;
 pub mod serve;
 pub mod sim;
 pub mod up;
+pub mod witness;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -117,6 +119,9 @@ pub enum Command {
     /// Addresses that ask the API: let one in, set its pace
     #[command(subcommand)]
     Address(address::AddressCommand),
+    /// Prove that the ledger was not changed, or find where it was
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Read the ledger
     Events(events::Events),
     /// How the read models keep up, and what becomes of an event that stopped one
@@ -151,6 +156,7 @@ impl Cli {
             Command::Budget(command) => command.run(self.settings).await,
             Command::Policy(command) => command.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
+            Command::Audit(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,
             Command::Replay(replay) => replay.run(self.settings).await,

@@ -21,6 +21,7 @@ use botledger_domain::{
     ModelName,
     price::{Price, PriceList},
 };
+use botledger_journal::audit::{Algorithm, VerifierKey};
 use serde::{Deserialize, Serialize};
 
 pub use check::problems;
@@ -44,6 +45,7 @@ pub struct Config {
     pub prices: Prices,
     pub keys: Keys,
     pub auth: Auth,
+    pub audit: Audit,
     pub bots: Bots,
     pub log: Log,
 }
@@ -272,6 +274,28 @@ pub struct Auth {
     pub access_ttl_s: u64,
 }
 
+/// The signed Merkle tree over the ledger.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// Signs heads of the tree with Ed25519; 32 bytes as 64 hex digits. Nothing is signed when empty.
+    /// Secret.
+    pub signing_key: Secret,
+    /// File that holds `signing_key`.
+    pub signing_key_file: Option<PathBuf>,
+    /// Name of this ledger to everybody outside, and of the key: best a domain of yours with a path, for
+    /// example `example.org/ledger`. It stays: a new name is a new log.
+    pub origin: String,
+    /// Public keys that this log signed with before, separated by commas, each as `botledger audit key`
+    /// told it: its older heads are known by them. Add the old one when `signing_key` changes.
+    pub previous_keys: String,
+    /// Witnesses that heads are shown to, separated by commas: each is its public key, a space, and where
+    /// its `add-checkpoint` (C2SP tlog-witness) is found.
+    pub witnesses: String,
+    /// How often a serving process looks whether there is something new to sign, in seconds, 1-3600.
+    pub checkpoint_interval_s: u64,
+}
+
 /// The fleet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -493,6 +517,19 @@ impl Default for Auth {
     }
 }
 
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            signing_key: Secret::default(),
+            signing_key_file: None,
+            origin: "botledger".to_owned(),
+            previous_keys: String::new(),
+            witnesses: String::new(),
+            checkpoint_interval_s: 1,
+        }
+    }
+}
+
 impl Default for Bots {
     fn default() -> Self {
         Self {
@@ -509,6 +546,68 @@ impl Default for Log {
     fn default() -> Self {
         Self { format: LogFormat::Text, level: "info".to_owned() }
     }
+}
+
+/// Media type of a tree's size in answers of witnesses.
+pub const SIZE_TYPE: &str = "text/x.tlog.size";
+
+/// A witness, and where it is found.
+#[derive(Clone, Debug)]
+pub struct WitnessAddress {
+    /// Its public key.
+    pub key: VerifierKey,
+    /// `/add-checkpoint` goes behind it.
+    pub url: String,
+}
+
+impl Audit {
+    /// `previous_keys`, read.
+    ///
+    /// # Errors
+    /// Says which one is no public key of this log.
+    pub fn previous_keys(&self) -> Result<Vec<VerifierKey>, String> {
+        let read = |part: &str| {
+            let key: VerifierKey = part.parse().map_err(|reason| format!("holds {part}: {reason}"))?;
+            if key.name() != self.origin || key.algorithm() != Algorithm::Ed25519 {
+                return Err(format!("holds {part}, which is no key of {}", self.origin));
+            }
+            Ok(key)
+        };
+        parts(&self.previous_keys).map(read).collect()
+    }
+
+    /// `witnesses`, read.
+    ///
+    /// # Errors
+    /// Says which one is not a witness's key and an address, or stands there twice.
+    pub fn witnesses(&self) -> Result<Vec<WitnessAddress>, String> {
+        let mut read: Vec<WitnessAddress> = Vec::new();
+        for part in parts(&self.witnesses) {
+            let (key, url) =
+                part.split_once(' ').ok_or(format!("holds {part}: it is a key, a space and a URL"))?;
+            let key: VerifierKey = key.parse().map_err(|reason| format!("holds {part}: {reason}"))?;
+            if key.algorithm() != Algorithm::Cosignature {
+                return Err(format!("holds {part}, which is no key of a witness"));
+            }
+            let url = url.trim();
+            let fits = reqwest::Url::parse(url).is_ok_and(|parsed| {
+                ["http", "https"].contains(&parsed.scheme()) && parsed.has_host() && parsed.query().is_none()
+            });
+            if !fits {
+                return Err(format!("holds {url}, which is no URL of http or https without a query"));
+            }
+            if read.iter().any(|other| other.key.name() == key.name()) {
+                return Err(format!("holds {} twice", key.name()));
+            }
+            read.push(WitnessAddress { key, url: url.to_owned() });
+        }
+        Ok(read)
+    }
+}
+
+/// What stands between commas.
+fn parts(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
 impl Keys {
@@ -549,8 +648,7 @@ impl Config {
     /// # Errors
     /// The part that is no address.
     pub fn trusted_proxies(&self) -> Result<Vec<IpAddr>, String> {
-        let parts = self.http.trusted_proxies.split(',').map(str::trim).filter(|part| !part.is_empty());
-        parts.map(|part| part.parse().map_err(|_| part.to_owned())).collect()
+        parts(&self.http.trusted_proxies).map(|part| part.parse().map_err(|_| part.to_owned())).collect()
     }
 
     /// Where people reach the API: `http.public_url`, or made from `http.listen`. Without a slash at

@@ -9,6 +9,7 @@
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod heads;
 pub mod local_run;
 pub mod platform;
 pub mod stages;

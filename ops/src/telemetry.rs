@@ -64,6 +64,7 @@ pub fn describe_metrics() {
     botledger_projections::describe_metrics();
     botledger_api::describe_metrics();
     botledger_bot::describe_metrics();
+    crate::heads::describe_metrics();
     describe_gauge!("botledger_database_connections", Unit::Count, "Connections of the pool");
     describe_gauge!("botledger_database_connections_idle", Unit::Count, "Those of them that wait for work");
 }

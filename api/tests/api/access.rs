@@ -24,7 +24,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 82] = [
+const NEEDS: [(&str, Permission); 85] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -33,6 +33,9 @@ const NEEDS: [(&str, Permission); 82] = [
     ("botStart", ManageBots),
     ("botStop", ManageBots),
     ("botArchive", ManageBots),
+    ("checkpoint", ReadLedger),
+    ("consistencyProof", ReadLedger),
+    ("inclusionProof", ReadLedger),
     ("conversation", ReadOperations),
     ("conversations", ReadOperations),
     ("conversationOpenSession", Moderate),
@@ -137,6 +140,8 @@ const PLAIN: &str = "
     PolicyBlockedWord.phrase PolicyCategory.category PolicyChange.eventType PolicyIntent.examples
     PolicyIntent.name PolicyModeration.service PolicyTerms.embeddingModel PolicyTerms.notThis
     PolicyVersion.note PolicyVersion.withdrawalReason
+    Checkpoint.note Checkpoint.origin Checkpoint.rootHash ConsistencyProof.hashes ConsistencyProof.text
+    InclusionProof.hashes InclusionProof.text
     Bot.holder Bot.leaseEpoch Bot.statusReason Bot.telegramId Bot.username
     BotSettings.model BotSettings.systemPrompt BotSettings.welcome
     Conversation.messages Conversation.turnCount
@@ -186,6 +191,8 @@ const REACHED: &[(&str, &str)] = &[
     ("BotSettings", "manage_bots moderate read_operations"),
     ("Budget", "manage_quotas read_operations"),
     ("ChatSession", "moderate read_operations"),
+    ("Checkpoint", "read_ledger"),
+    ("ConsistencyProof", "read_ledger"),
     ("Conversation", "moderate read_operations"),
     ("DetectorModel", "manage_bots moderate read_operations"),
     ("DetectorScore", "manage_bots moderate read_operations"),
@@ -194,6 +201,7 @@ const REACHED: &[(&str, &str)] = &[
     ("Evidence", "moderate read_operations"),
     ("ExhaustedLimit", "manage_quotas read_operations"),
     ("Findings", "manage_bots moderate read_operations"),
+    ("InclusionProof", "read_ledger"),
     ("Ladder", "manage_bots manage_policies moderate read_operations"),
     ("LadderPoints", "manage_bots manage_policies moderate read_operations"),
     ("LadderThresholds", "moderate read_operations"),

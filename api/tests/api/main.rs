@@ -11,6 +11,7 @@ mod moderation;
 mod mutations;
 mod past;
 mod policies;
+mod proofs;
 mod queries;
 mod rate_limits;
 mod schema;

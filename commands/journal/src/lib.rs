@@ -1,4 +1,5 @@
-//! The writer's side of the ledger: append sets, group commit, loading of aggregates, leases.
+//! The writer's side of the ledger: append sets, group commit, loading of aggregates, leases, and the
+//! signed tree over what was written ([`audit`]).
 //!
 //! Here lives everything that puts events into PostgreSQL, and the loading of single streams that a
 //! decision needs. Here never live business rules, read models or the reading of the whole log
@@ -9,6 +10,7 @@
 //! group of arrays, [`AppendSet`] one more method and the batch one more column set.
 
 mod append;
+pub mod audit;
 mod body;
 mod journal;
 mod lease;

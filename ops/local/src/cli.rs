@@ -54,6 +54,9 @@ pub enum LocalCommand {
         /// Let the throwaway PostgreSQL flush as a production server does
         #[arg(long)]
         durable: bool,
+        /// Have Go and golang.org/x/mod too, with which tests verify what auditors are given
+        #[arg(long)]
+        go: bool,
         /// Run this command on throwaway services instead, and exit with its code
         #[arg(last = true, value_name = "CMD")]
         command: Vec<OsString>,
@@ -96,14 +99,14 @@ pub enum LocalCommand {
 /// When it cannot be carried out.
 pub async fn run(command: LocalCommand) -> Result<u8> {
     match command {
-        LocalCommand::Services { place, yes, migrate, durable, command } if command.is_empty() => {
-            if migrate || durable {
-                bail!("--migrate and --durable are for a command on throwaway services; held ones are both");
+        LocalCommand::Services { place, yes, migrate, durable, go, command } if command.is_empty() => {
+            if migrate || durable || go {
+                bail!("--migrate, --durable and --go are for a command on throwaway services");
             }
             up(place, yes, &ServicesOnly).await
         }
-        LocalCommand::Services { place, yes, migrate, durable, command } => {
-            let wishes = Wishes { migrated: migrate, durable, yes };
+        LocalCommand::Services { place, yes, migrate, durable, go, command } => {
+            let wishes = Wishes { migrated: migrate, durable, go, yes };
             throwaway::with_services(&place.layout()?, &command, wishes, &Progress::begin()).await
         }
         LocalCommand::Down { place } => down(&place.layout()?).await,

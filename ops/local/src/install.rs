@@ -15,6 +15,26 @@ pub enum Missing {
     Postgres(Option<u32>),
     /// A Redis server.
     Redis,
+    /// Go and the packages of its checksum database: the tests let them verify what auditors are given.
+    Go,
+}
+
+/// Where Debian keeps Go's packages.
+const GO_PACKAGES: &str = "/usr/share/gocode/src/golang.org/x/mod/sumdb";
+
+/// Installs [`Missing::Go`] where it is missing.
+///
+/// # Errors
+/// As [`install`].
+pub async fn have_go(yes: bool, logs: &Path, progress: &Progress) -> Result<()> {
+    if on_path("go").is_some() && Path::new(GO_PACKAGES).is_dir() {
+        return Ok(());
+    }
+    install(&[Missing::Go], yes, logs, progress).await?;
+    if !Path::new(GO_PACKAGES).is_dir() {
+        bail!("Go was installed, but its packages are not in {GO_PACKAGES}");
+    }
+    Ok(())
 }
 
 impl Missing {
@@ -23,6 +43,7 @@ impl Missing {
         match self {
             Self::Postgres(_) => "PostgreSQL",
             Self::Redis => "Redis",
+            Self::Go => "Go with golang.org/x/mod",
         }
     }
 }
@@ -53,9 +74,12 @@ impl Manager {
                 (Self::Apt, Missing::Postgres(Some(major))) => format!("postgresql-{major}"),
                 // Holds the server program, and unlike redis-server starts no service of its own.
                 (Self::Apt, Missing::Redis) => "redis-tools".to_owned(),
+                (Self::Apt, Missing::Go) => "golang-go golang-golang-x-mod-dev".to_owned(),
                 (Self::Brew, Missing::Postgres(major)) => format!("postgresql@{}", major.unwrap_or(17)),
                 (Self::Brew, Missing::Redis) => "redis".to_owned(),
+                (Self::Brew, Missing::Go) => "go".to_owned(),
             })
+            .flat_map(|names| names.split(' ').map(str::to_owned).collect::<Vec<_>>())
             .collect()
     }
 
@@ -121,11 +145,10 @@ pub fn advice(missing: &[Missing]) -> Option<String> {
 /// installation fails. The message holds the command to run by hand.
 pub async fn install(missing: &[Missing], yes: bool, logs: &Path, progress: &Progress) -> Result<()> {
     let names = missing.iter().map(|missing| missing.name()).collect::<Vec<_>>().join(" and ");
+    let instead =
+        if missing == [Missing::Go] { "" } else { ", or set DATABASE_URL / REDIS_URL to servers you have" };
     let Some(manager) = Manager::find() else {
-        bail!(
-            "{names} missing, and no package manager known to this (apt-get, brew): install it, or set \
-             DATABASE_URL / REDIS_URL to servers you have"
-        );
+        bail!("{names} missing, and no package manager known to this (apt-get, brew): install it{instead}");
     };
     let root = rustix::process::geteuid().is_root();
     let commands = manager.commands(&manager.packages(missing), root);
@@ -135,8 +158,7 @@ pub async fn install(missing: &[Missing], yes: bool, logs: &Path, progress: &Pro
             Some(true) => {}
             Some(false) => bail!("{names} missing. To install it: {line}"),
             None => bail!(
-                "{names} missing, and nobody to ask. Run `{line}`, or add --yes to let this do it, or set \
-                 DATABASE_URL / REDIS_URL to servers you have"
+                "{names} missing, and nobody to ask. Run `{line}`, or add --yes to let this do it{instead}"
             ),
         }
     }
@@ -193,6 +215,7 @@ mod tests {
     fn the_plan_names_the_packages_and_uses_sudo_only_when_needed() {
         let packages = Manager::Apt.packages(&[Missing::Postgres(Some(15)), Missing::Redis]);
         assert_eq!(packages, ["postgresql-15", "redis-tools"]);
+        assert_eq!(Manager::Apt.packages(&[Missing::Go]), ["golang-go", "golang-golang-x-mod-dev"]);
         let as_root = Manager::Apt.commands(&packages, true);
         assert_eq!(
             as_root[1].join(" "),

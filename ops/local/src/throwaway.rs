@@ -17,7 +17,7 @@ use crate::run_as::RunAs;
 use crate::secrets::random_secret;
 use crate::supervise::{self, Launch, Output};
 use crate::up::Signals;
-use crate::{migrate, services};
+use crate::{install, migrate, services};
 
 const DATABASE: &str = "botledger_throwaway";
 const PREFIX: &str = "services-";
@@ -29,6 +29,8 @@ pub struct Wishes {
     pub migrated: bool,
     /// PostgreSQL flushes as a production server does; benchmarks without that would lie.
     pub durable: bool,
+    /// Go and the packages that verify proofs are here.
+    pub go: bool,
     /// Missing programs may be installed without asking.
     pub yes: bool,
 }
@@ -67,6 +69,9 @@ async fn run(
     progress: &Progress,
 ) -> Result<u8> {
     let Some((program, arguments)) = command.split_first() else { bail!("no command to run") };
+    if wishes.go {
+        install::have_go(wishes.yes, &layout.logs(), progress).await?;
+    }
     let (binaries, binary) = services::programs(layout, true, true, wishes.yes, progress).await?;
     let cluster = Cluster {
         binaries: binaries.context("PostgreSQL was wanted and not missing")?,

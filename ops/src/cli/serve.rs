@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use crate::config::{Config, problems};
+use crate::heads::Heads;
 use crate::platform::{self, Platform};
 use crate::telemetry::{describe_metrics, start_logging, start_metrics};
 
@@ -140,6 +141,7 @@ struct Running {
     stop_http: CancellationToken,
     bots: BotRuntime,
     runners: Runners,
+    heads: Heads,
     stop_reading: CancellationToken,
 }
 
@@ -150,6 +152,7 @@ impl Running {
             .await
             .context("the ledger cannot be followed")?;
         let runners = Runners::start(&platform.read, &tail, all(), RunnerConfig::default(), &stop_reading);
+        let heads = Heads::start(config, &platform.read, &stop_reading)?;
         let api = ApiConfig {
             access_ttl: Duration::from_secs(config.auth.access_ttl_s),
             jwt_key: config.auth.jwt_key.key().map_err(|reason| anyhow!("auth.jwt_key {reason}"))?,
@@ -173,7 +176,7 @@ impl Running {
         let stop_http = CancellationToken::new();
         let drain = Duration::from_secs(config.instance.drain_timeout_s);
         let http = tokio::spawn(serve(listener, router, stop_http.clone(), drain));
-        Ok(Self { http, stop_http, bots, runners, stop_reading })
+        Ok(Self { http, stop_http, bots, runners, heads, stop_reading })
     }
 
     /// Takes nothing new in and ends what was begun. Read models go on where they are at the next start.
@@ -182,6 +185,7 @@ impl Running {
         let (_, ()) = tokio::join!(self.http, self.bots.stop());
         self.stop_reading.cancel();
         self.runners.join().await;
+        self.heads.join().await;
     }
 }
 

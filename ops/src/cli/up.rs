@@ -369,6 +369,7 @@ fn keys(config: &Config, environment: &Environment) -> Result<Vec<(String, Strin
         (&config.keys.master_key, "KEYS__MASTER_KEY", "master_key"),
         (&config.keys.pseudonym_key, "KEYS__PSEUDONYM_KEY", "pseudonym_key"),
         (&config.auth.jwt_key, "AUTH__JWT_KEY", "jwt_key"),
+        (&config.audit.signing_key, "AUDIT__SIGNING_KEY", "signing_key"),
     ];
     let mut variables = Vec::new();
     for (configured, variable, name) in wanted {

@@ -80,6 +80,17 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
         f.add("keys.previous_master_keys", &reason);
     }
     f.range("auth.access_ttl_s", config.auth.access_ttl_s, 60, 3_600);
+    f.length("audit.origin", &config.audit.origin, 200);
+    if config.audit.origin.contains(|c: char| c.is_whitespace() || c.is_control() || c == '+') {
+        f.add("audit.origin", "must hold no spaces and no +");
+    }
+    if let Err(reason) = config.audit.previous_keys() {
+        f.add("audit.previous_keys", &reason);
+    }
+    if let Err(reason) = config.audit.witnesses() {
+        f.add("audit.witnesses", &reason);
+    }
+    f.range("audit.checkpoint_interval_s", config.audit.checkpoint_interval_s, 1, 3_600);
     f.range("bots.max_concurrent_turns", config.bots.max_concurrent_turns as u64, 1, 100_000);
     f.range("bots.max_bots", config.bots.max_bots as u64, 1, 100_000);
     f.range("bots.lease_ttl_s", config.bots.lease_ttl_s, 2, 600);
@@ -112,9 +123,11 @@ fn secrets(config: &Config, serving: bool, f: &mut Findings) {
         ("keys.master_key", &config.keys.master_key),
         ("keys.pseudonym_key", &config.keys.pseudonym_key),
         ("auth.jwt_key", &config.auth.jwt_key),
+        ("audit.signing_key", &config.audit.signing_key),
     ];
     for (index, (key, secret)) in keys.iter().enumerate() {
-        if secret.is_empty() && !serving {
+        let needed = serving && *key != "audit.signing_key";
+        if secret.is_empty() && !needed {
             continue;
         }
         if let Err(reason) = secret.key() {

@@ -19,6 +19,7 @@ const SECRETS: &[&str] = &[
     "keys.previous_master_keys",
     "keys.pseudonym_key",
     "auth.jwt_key",
+    "audit.signing_key",
     "moderation.openai_key",
 ];
 /// Variables of other tools that mean the same, below ours.

@@ -80,6 +80,8 @@ impl House {
             ("KEYS__MASTER_KEY", &key()),
             ("KEYS__PSEUDONYM_KEY", &key()),
             ("AUTH__JWT_KEY", &key()),
+            ("AUDIT__SIGNING_KEY", &key()),
+            ("AUDIT__ORIGIN", "ledger.example"),
             ("BOTS__LEASE_TTL_S", "2"),
             ("LIMITS__USER__BURST", "1000"),
             ("LIMITS__CHAT__BURST", "1000"),
@@ -91,6 +93,13 @@ impl House {
     }
 
     fn command(&self) -> Command {
+        let mut command = self.bare_command();
+        command.envs(&self.environment);
+        command
+    }
+
+    /// The binary on somebody else's machine: it knows nothing of this installation.
+    pub(crate) fn bare_command(&self) -> Command {
         let mut command = Command::new(BINARY);
         command.current_dir(&self.folder).env_clear();
         for name in ["PATH", "HOME", "TMPDIR"] {
@@ -98,7 +107,6 @@ impl House {
                 command.env(name, value);
             }
         }
-        command.envs(&self.environment);
         command
     }
 

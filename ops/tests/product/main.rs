@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod audit;
 mod budget;
 mod canary;
+mod client;
 mod commands;
 mod crash;
 mod drift;

@@ -258,3 +258,11 @@ fn change(set: &mut AppendSet, bot: &mut Loaded<Bot>, turn: u32) -> Result<()> {
     set.decide(bot, command, botledger_commands::SystemClock.now())?;
     Ok(())
 }
+
+/// One append of a few events by itself.
+pub(crate) async fn one(pool: &PgPool) -> Result<()> {
+    let journal = Journal::open(pool.clone(), JournalConfig::default());
+    register(&journal).await?;
+    journal.close().await;
+    Ok(())
+}

@@ -12,6 +12,7 @@ mod peers;
 mod rebuild;
 mod scoring;
 mod subscribers;
+mod tree;
 mod turns;
 
 use std::io::Write;
@@ -50,8 +51,19 @@ pub(crate) fn told(text: impl AsRef<str>) {
 }
 
 /// What can be measured; all of it where nothing is named, except how things grow.
-const PARTS: [&str; 10] =
-    ["append", "peers", "load", "subscribers", "growth", "limits", "budget", "scoring", "turns", "rebuild"];
+const PARTS: [&str; 11] = [
+    "append",
+    "peers",
+    "load",
+    "subscribers",
+    "growth",
+    "limits",
+    "budget",
+    "scoring",
+    "turns",
+    "rebuild",
+    "tree",
+];
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -99,6 +111,9 @@ async fn main() -> Result<()> {
     }
     if wanted("rebuild") {
         rows.extend(rebuild::rows(&pool, effort).await?);
+    }
+    if wanted("tree") {
+        rows.extend(tree::rows(&pool, effort).await?);
     }
     print(&pool, &rows).await
 }

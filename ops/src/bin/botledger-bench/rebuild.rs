@@ -68,7 +68,7 @@ pub(crate) async fn read(log: &LogReader) -> Result<f64> {
 }
 
 /// The least that anybody has to do: the same pages, looked at and thrown away.
-async fn select(pool: &PgPool) -> Result<f64> {
+pub(crate) async fn select(pool: &PgPool) -> Result<f64> {
     let began = Instant::now();
     let mut at = 0_i64;
     let mut events = 0;
