@@ -12,6 +12,7 @@ mod budgets;
 mod conversations;
 mod directory;
 mod fold;
+mod lease;
 mod log;
 mod moderation;
 mod people;
@@ -45,6 +46,7 @@ pub use conversations::{
 pub use directory::{
     DirectoryProjection, OperatorRow, WorkspaceRow, operator, operators_page, workspace, workspaces_page,
 };
+pub use lease::{Fence, LeaseConfig, Leases};
 pub use log::{EventFilter, LogReader};
 pub use moderation::{
     CaseFilter, CaseRow, ModerationProjection, ScoringFilter, ScoringRow, case, cases_page, scorings_page,
@@ -58,8 +60,8 @@ pub use quotas::{QuotaRow, QuotasProjection, quota_of, quotas_of, quotas_page};
 pub use rate_overrides::{RateOverrideRow, RateOverridesProjection, rate_override, rate_overrides_page};
 pub use rebuild::{Difference, Progress, RebuildError, RebuildReport, replay, verify};
 pub use runner::{
-    CheckpointStatus, Decision, Projection, ProjectionError, RunnerConfig, Runners, decide, describe_metrics,
-    statuses, wait_for,
+    CheckpointStatus, Decision, Projection, ProjectionError, RunnerConfig, Runners, STALLED_AFTER_S, decide,
+    describe_metrics, statuses, wait_for,
 };
 pub use select::Page;
 pub use standings::{

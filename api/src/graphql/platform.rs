@@ -3,6 +3,7 @@
 use async_graphql::{Context, Enum, InputObject, Object, SimpleObject};
 use botledger_domain::operator::Permission;
 use botledger_projections::{CheckpointStatus, Decision, decide, statuses};
+use chrono::{DateTime, Utc};
 
 use super::{
     Acts, Needs, Scope,
@@ -39,9 +40,40 @@ impl Projection {
         &self.0.status
     }
 
+    /// How long the next event has been waiting, or how long nothing was applied if that is shorter, in
+    /// seconds. Null when there is no next event.
+    async fn waiting_seconds(&self) -> Option<i64> {
+        self.0.waiting_s
+    }
+
+    /// Whether it should be moving and has not been for 30 seconds.
+    async fn stalled(&self) -> bool {
+        self.0.is_stalled()
+    }
+
+    /// Name of the process that runs it; null when none does.
+    async fn holder(&self) -> Option<&str> {
+        self.0.holder_name.as_deref()
+    }
+
     /// The event it stopped at.
     async fn failed_position(&self) -> Option<At> {
         self.0.failed_position.map(At::from)
+    }
+
+    /// Type of that event.
+    async fn failed_type(&self) -> Option<&str> {
+        self.0.failed_type.as_deref()
+    }
+
+    /// Stream of that event, as `type/id`.
+    async fn failed_stream(&self) -> Option<&str> {
+        self.0.failed_stream.as_deref()
+    }
+
+    /// When it stopped.
+    async fn stopped_at(&self) -> Option<DateTime<Utc>> {
+        self.0.stopped_at
     }
 
     /// Why it stopped.
@@ -143,7 +175,8 @@ impl PlatformMutation {
         let read = &scope.services.read;
         let taken =
             decide(read, &input.name, input.position.0, decision, reason.as_str(), Some(operator)).await?;
-        note(&scope, "projection.decide", if taken { "ok" } else { "refused" }, decision.as_ref()).await;
+        let what = format!("{} {} {}", decision.as_ref(), input.name, input.position.0);
+        note(&scope, "projection.decide", if taken { "ok" } else { "refused" }, &what).await;
         if !taken {
             let message = "this read model is not stopped at that event";
             return refused(UserError::new("PROJECTION_NOT_STOPPED", message));

@@ -148,7 +148,8 @@ const PLAIN: &str = "
     LimitWarning.limit LimitWarning.used
     Plan.name Plan.tokens PlanLimit.amount PlanLimit.rollOver
     Platform.simulated Platform.version
-    Projection.error Projection.name Projection.status
+    Projection.error Projection.failedStream Projection.failedType Projection.holder Projection.name
+    Projection.status Projection.waitingSeconds
     Quota.plan Quota.planTokens Quota.refusals Quota.reserved Quota.used
     QuotaOverride.amount QuotaOverride.tokens
     Raise.amount

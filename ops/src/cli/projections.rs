@@ -12,9 +12,11 @@ use crate::platform::answering_pool;
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum ProjectionsCommand {
-    /// How far each is; exit with 1 when one is stopped
+    /// How far each is and which process runs it; exit with 1 when one is stopped or does not move
+    #[command(visible_alias = "list")]
     Status {
-        /// Print JSON: `[{"name", "version", "position", "status", "lag", "failed_position", "error"}]`
+        /// Print JSON: `[{"name", "version", "position", "status", "lag", "waiting_s", "stalled", "holder",
+        /// "failed_position", "failed_type", "failed_stream", "error", "stopped_at"}]`
         #[arg(long)]
         json: bool,
     },
@@ -59,7 +61,7 @@ impl ProjectionsCommand {
                         say(as_text(row));
                     }
                 }
-                Ok(u8::from(rows.iter().any(|row| row.status == "stopped")))
+                Ok(u8::from(rows.iter().any(|row| row.trouble().is_some())))
             }
             Self::Decide(wanted) => {
                 let reason = Reason::parse(&wanted.reason)?;
@@ -85,15 +87,33 @@ fn as_json(row: &CheckpointStatus) -> Value {
         "position": row.position.0,
         "status": row.status,
         "lag": row.lag,
+        "waiting_s": row.waiting_s,
+        "stalled": row.is_stalled(),
+        "holder": row.holder_name,
         "failed_position": row.failed_position.map(|position| position.0),
+        "failed_type": row.failed_type,
+        "failed_stream": row.failed_stream,
         "error": row.error,
+        "stopped_at": row.stopped_at,
     })
 }
 
 fn as_text(row: &CheckpointStatus) -> String {
-    let mut line = format!("{:<14} {:<8} at {} ({} behind)", row.name, row.status, row.position, row.lag);
-    if let (Some(position), Some(error)) = (row.failed_position, &row.error) {
-        line.push_str(&format!("; stopped at event {position}: {error}"));
+    let holder = row.holder_name.as_deref().unwrap_or("no process");
+    let mut line = format!(
+        "{:<14} {:<8} v{} at {} ({} behind), held by {holder}",
+        row.name, row.status, row.version, row.position, row.lag
+    );
+    if let (Some(position), Some(error), Some(since)) = (row.failed_position, &row.error, row.stopped_at) {
+        let (kind, stream) = (&row.failed_type, &row.failed_stream);
+        line.push_str(&format!(
+            "; stopped at event {position} ({} of {}) since {}: {error}",
+            kind.as_deref().unwrap_or("unknown"),
+            stream.as_deref().unwrap_or("an unknown stream"),
+            since.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        ));
+    } else if row.is_stalled() {
+        line.push_str(&format!("; STALLED: nothing applied for {} s", row.waiting_s.unwrap_or_default()));
     }
     line
 }
