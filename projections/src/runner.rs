@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     Tail,
+    blue_green::work_on_rebuilds,
     lease::{Fence, LeaseConfig, Leases},
 };
 
@@ -41,7 +42,7 @@ pub enum ProjectionError {
 
 impl ProjectionError {
     /// Whether the event is to blame, and not the moment.
-    fn blames_event(&self) -> bool {
+    pub(crate) fn blames_event(&self) -> bool {
         match self {
             Self::Decode(_) | Self::Inconsistent { .. } => true,
             // Class 22 and 23: a value that does not fit a column.
@@ -112,7 +113,9 @@ impl Runners {
         cancel: &CancellationToken,
     ) -> Self {
         let mut leases = Leases::new(pool.clone(), KIND, instance, config.lease);
-        let mut tasks = vec![tokio::spawn(watch_statuses(pool.clone(), cancel.clone()))];
+        let rebuilds = work_on_rebuilds(pool.clone(), projections.clone(), config.lease.ttl, cancel.clone());
+        let mut tasks =
+            vec![tokio::spawn(watch_statuses(pool.clone(), cancel.clone())), tokio::spawn(rebuilds)];
         tasks.extend(projections.into_iter().map(|projection| {
             let runner = Runner {
                 pool: pool.clone(),
@@ -357,7 +360,7 @@ async fn still_ours(fence: &Fence, tx: &mut PgConnection, name: &'static str) ->
     Ok(ours)
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -735,6 +738,8 @@ pub fn describe_metrics() {
         Unit::Count,
         "1 while a projection has events before it and applies none"
     );
+    describe_gauge!("botledger_rebuild_position", Unit::Count, "Position a rebuild has filled its copy to");
+    describe_gauge!("botledger_rebuild_target", Unit::Count, "Position a rebuild is on its way to");
     describe_counter!("botledger_projection_events_total", Unit::Count, "Events applied by this process");
     describe_counter!(
         "botledger_projection_fenced_total",

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod blue_green;
 mod budgets;
 mod lease;
 mod limits;
