@@ -7,7 +7,7 @@
 //! the copy's position in one transaction: whoever comes after a crash goes on from there.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use botledger_domain::{Actor, Position, RecordedEvent};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::{Connection, PgConnection, PgPool, PgTransaction, types::Json};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{LogReader, Projection, ProjectionError, rebuild, runner};
@@ -589,68 +589,85 @@ pub async fn work_on_rebuilds(
     cancel: CancellationToken,
 ) {
     let most = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let mut working: BTreeSet<i64> = BTreeSet::new();
-    let mut tasks: JoinSet<i64> = JoinSet::new();
+    // Whether each is filling: only those are work. Following the ledger is a page now and then.
+    let mut working: BTreeMap<i64, bool> = BTreeMap::new();
+    let mut tasks: JoinSet<(i64, bool)> = JoinSet::new();
     let mut failing = false;
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        match open(&pool).await {
-            Ok(rebuilds) => {
-                failing = false;
-                for (id, name, version) in rebuilds {
-                    let projection =
-                        projections.iter().find(|one| one.name() == name && one.version() == version);
-                    let Some(projection) = projection else { continue };
-                    if working.len() >= most || working.contains(&id) {
-                        continue;
-                    }
-                    let filler = Filler {
-                        pool: pool.clone(),
-                        id,
-                        projection: Arc::clone(projection),
-                        patience,
-                        cancel: cancel.clone(),
-                    };
-                    working.insert(id);
-                    tasks.spawn(async move {
-                        if let Err(error) = filler.run().await {
-                            let name = filler.projection.name();
-                            tracing::warn!(projection = name, error = %error, "the rebuild of {name} was interrupted; trying again");
-                        }
-                        id
-                    });
-                }
-            }
-            Err(error) if !failing => {
-                failing = true;
-                tracing::warn!(error = %error, "rebuilds cannot be looked for; trying again");
-            }
-            Err(_) => {}
-        }
         tokio::select! {
             () = cancel.cancelled() => break,
             Some(ended) = tasks.join_next() => {
                 // A panic was reported by the runtime; its rebuild waits for another process.
-                if let Ok(id) = ended {
-                    working.remove(&id);
+                if let Ok((id, moved)) = ended
+                    && working.remove(&id) == Some(true)
+                    && moved
+                {
+                    look.reset_immediately();
                 }
-                tokio::select! {
-                    () = cancel.cancelled() => break,
-                    () = tokio::time::sleep(LOOK) => {}
-                }
+                continue;
             }
-            () = tokio::time::sleep(LOOK) => {}
+            _ = look.tick() => {}
+        }
+        let rebuilds = match open(&pool).await {
+            Ok(rebuilds) => rebuilds,
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(error = %error, "rebuilds cannot be looked for; trying again");
+                }
+                failing = true;
+                continue;
+            }
+        };
+        failing = false;
+        for Open { id, name, version, filling } in rebuilds {
+            let projection = projections.iter().find(|one| one.name() == name && one.version() == version);
+            let Some(projection) = projection else { continue };
+            let full = filling && working.values().filter(|filling| **filling).count() >= most;
+            if full || working.contains_key(&id) {
+                continue;
+            }
+            let filler = Filler {
+                pool: pool.clone(),
+                id,
+                projection: Arc::clone(projection),
+                patience,
+                cancel: cancel.clone(),
+            };
+            working.insert(id, filling);
+            tasks.spawn(async move {
+                let moved = filler.run().await.unwrap_or_else(|error| {
+                    tracing::warn!(
+                        projection = name,
+                        error = %error,
+                        "the rebuild of {name} was interrupted; trying again"
+                    );
+                    false
+                });
+                (id, moved)
+            });
         }
     }
     while tasks.join_next().await.is_some() {}
 }
 
-async fn open(pool: &PgPool) -> Result<Vec<(i64, String, i32)>, sqlx::Error> {
-    let rows = sqlx::query!(
-        "SELECT id, name, version FROM projection_rebuilds WHERE state IN ('filling', 'ready') ORDER BY id"
+/// A rebuild that there may be work on.
+struct Open {
+    id: i64,
+    name: String,
+    version: i32,
+    filling: bool,
+}
+
+async fn open(pool: &PgPool) -> Result<Vec<Open>, sqlx::Error> {
+    sqlx::query_as!(
+        Open,
+        r#"SELECT id, name, version, state = 'filling' AS "filling!" FROM projection_rebuilds
+           WHERE state IN ('filling', 'ready') ORDER BY id"#
     )
     .fetch_all(pool)
-    .await?;
-    Ok(rows.into_iter().map(|row| (row.id, row.name, row.version)).collect())
+    .await
 }
 
 /// Fills one copy.
@@ -673,25 +690,17 @@ enum Step {
 }
 
 impl Filler {
-    async fn run(&self) -> Result<(), ProjectionError> {
+    /// Works until nothing is left to do for now. Whether anything was done.
+    async fn run(&self) -> Result<bool, ProjectionError> {
+        let mut moved = false;
         while !self.cancel.is_cancelled() {
             match self.step().await? {
-                Step::Applied => {}
-                Step::Uncompared => {
-                    if !self.compare().await? {
-                        return Ok(());
-                    }
-                }
-                Step::Idle => {
-                    tokio::select! {
-                        () = self.cancel.cancelled() => return Ok(()),
-                        () = tokio::time::sleep(LOOK) => {}
-                    }
-                }
-                Step::Away => return Ok(()),
+                Step::Applied => moved = true,
+                Step::Uncompared if self.compare().await? => moved = true,
+                Step::Uncompared | Step::Idle | Step::Away => break,
             }
         }
-        Ok(())
+        Ok(moved)
     }
 
     /// The copy's row, locked: whoever has the lock fills, from the position that stands there.
