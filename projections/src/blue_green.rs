@@ -23,6 +23,9 @@ use crate::{LogReader, Projection, ProjectionError, rebuild, runner};
 
 /// Events folded at once.
 const PAGE: i64 = 5_000;
+/// After this long in the middle of a page a process counts as paused: the server ends its transaction, so
+/// that another can go on.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between looks for work.
 const LOOK: Duration = Duration::from_secs(1);
 /// A copy this many events behind is not traded yet: it would have to catch up while the live one waits.
@@ -585,7 +588,6 @@ async fn fold(
 pub async fn work_on_rebuilds(
     pool: PgPool,
     projections: Vec<Arc<dyn Projection>>,
-    patience: Duration,
     cancel: CancellationToken,
 ) {
     let most = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
@@ -628,13 +630,8 @@ pub async fn work_on_rebuilds(
             if full || working.contains_key(&id) {
                 continue;
             }
-            let filler = Filler {
-                pool: pool.clone(),
-                id,
-                projection: Arc::clone(projection),
-                patience,
-                cancel: cancel.clone(),
-            };
+            let filler =
+                Filler { pool: pool.clone(), id, projection: Arc::clone(projection), cancel: cancel.clone() };
             working.insert(id, filling);
             tasks.spawn(async move {
                 let moved = filler.run().await.unwrap_or_else(|error| {
@@ -675,8 +672,23 @@ struct Filler {
     pool: PgPool,
     id: i64,
     projection: Arc<dyn Projection>,
-    patience: Duration,
     cancel: CancellationToken,
+}
+
+/// Events read before they were asked for.
+#[derive(Default)]
+struct Ahead {
+    after: Position,
+    events: Vec<RecordedEvent>,
+}
+
+impl Ahead {
+    /// All of them when they are what comes next and none is too much.
+    fn take(&mut self, after: Position, target: Position) -> Option<Vec<RecordedEvent>> {
+        let events = std::mem::take(&mut self.events);
+        let last = events.last()?.position;
+        (self.after == after && last <= target).then_some(events)
+    }
 }
 
 enum Step {
@@ -693,8 +705,9 @@ impl Filler {
     /// Works until nothing is left to do for now. Whether anything was done.
     async fn run(&self) -> Result<bool, ProjectionError> {
         let mut moved = false;
+        let mut ahead = Ahead::default();
         while !self.cancel.is_cancelled() {
-            match self.step().await? {
+            match self.step(&mut ahead).await? {
                 Step::Applied => moved = true,
                 Step::Uncompared if self.compare().await? => moved = true,
                 Step::Uncompared | Step::Idle | Step::Away => break,
@@ -715,13 +728,13 @@ impl Filler {
         Ok(row.map(|row| (Position(row.position), row.compared)))
     }
 
-    async fn step(&self) -> Result<Step, ProjectionError> {
+    async fn step(&self, ahead: &mut Ahead) -> Result<Step, ProjectionError> {
         let name = self.projection.name();
         let began = Instant::now();
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
         sqlx::query!("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
-        beside(&mut tx, Some(self.patience)).await?;
+        beside(&mut tx, Some(PATIENCE)).await?;
         let Some((after, compared)) = self.lock(&mut tx).await? else { return Ok(Step::Away) };
         // Not past the live rows until both were compared: there they can be compared.
         let target = sqlx::query_scalar!(
@@ -737,10 +750,15 @@ impl Filler {
             return Ok(if compared { Step::Idle } else { Step::Uncompared });
         }
         let skipped = runner::skipped(&mut tx, name).await?;
-        let events = LogReader::after_in(&mut *tx, after, PAGE.min(target.0 - after.0)).await?;
+        let events = match ahead.take(after, target) {
+            Some(events) => events,
+            None => LogReader::after_in(&mut *tx, after, PAGE.min(target.0 - after.0)).await?,
+        };
         let Some(last) = events.last().map(|event| event.position) else { return Ok(Step::Idle) };
         let page = rebuild::without(events, &skipped);
-        match self.projection.apply(&mut tx, &page).await {
+        let (applied, next) = tokio::join!(self.projection.apply(&mut tx, &page), self.read(last, target));
+        *ahead = Ahead { after: last, events: next };
+        match applied {
             Ok(()) => {
                 let events = (last.0 - after.0) as f64;
                 let rate = events / began.elapsed().as_secs_f64().max(0.000_001);
@@ -753,6 +771,18 @@ impl Filler {
                 self.narrow(&mut connection, after, target, &page).await
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// The page after the one in hand, read meanwhile: over a connection that nobody wants, or not at all.
+    async fn read(&self, after: Position, target: Position) -> Vec<RecordedEvent> {
+        let limit = PAGE.min(target.0 - after.0);
+        match self.pool.try_acquire() {
+            // What cannot be read now is read again in its turn, and then the error counts.
+            Some(mut spare) if limit > 0 => {
+                LogReader::after_in(&mut *spare, after, limit).await.unwrap_or_default()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -789,7 +819,7 @@ impl Filler {
     ) -> Result<Step, ProjectionError> {
         let name = self.projection.name();
         let mut tx = connection.begin().await?;
-        beside(&mut tx, Some(self.patience)).await?;
+        beside(&mut tx, Some(PATIENCE)).await?;
         if self.lock(&mut tx).await?.map(|(position, _)| position) != Some(after) {
             return Ok(Step::Away);
         }
@@ -862,7 +892,7 @@ impl Filler {
         .await?;
         let live = Position(live.unwrap_or_default());
         let mut tx = looking.begin().await?;
-        beside(&mut tx, Some(self.patience)).await?;
+        beside(&mut tx, Some(PATIENCE)).await?;
         let Some((after, false)) = self.lock(&mut tx).await? else { return Ok(true) };
         let at = fold(&mut tx, &self.projection, after, live).await?;
         self.advance(&mut tx, at, live, 0.0).await?;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use botledger_domain::InstanceId;
-use sqlx::{PgConnection, PgPool, postgres::types::PgInterval};
+use sqlx::{Connection, PgConnection, PgPool, postgres::types::PgInterval};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -89,7 +89,10 @@ struct Held {
     name: String,
     holder: Uuid,
     epoch: i64,
+    /// Anybody may take it.
     free: bool,
+    /// It was given back: not even its holder has it.
+    released: bool,
 }
 
 impl Leases {
@@ -107,22 +110,26 @@ impl Leases {
 
     /// Keeps this process's share until cancelled, then gives everything back.
     pub async fn keep(self, cancel: CancellationToken) {
+        // Of its own: a heartbeat must not wait until somebody gives a connection back.
+        let mut connection = None;
         let mut failing = false;
         loop {
-            match self.beat().await {
+            match self.beat(&mut connection).await {
                 Ok(()) => failing = false,
-                Err(error) if !failing => {
+                Err(error) => {
+                    connection = None;
+                    if !failing {
+                        tracing::warn!(kind = self.kind, error = %error, "leases cannot be kept; trying again");
+                    }
                     failing = true;
-                    tracing::warn!(kind = self.kind, error = %error, "leases cannot be kept; trying again");
                 }
-                Err(_) => {}
             }
             tokio::select! {
                 () = cancel.cancelled() => break,
                 () = tokio::time::sleep(self.config.beat) => {}
             }
         }
-        if let Err(error) = self.give_back().await {
+        if let Err(error) = self.give_back(&mut connection).await {
             tracing::warn!(
                 kind = self.kind,
                 error = %error,
@@ -131,7 +138,18 @@ impl Leases {
         }
     }
 
-    async fn beat(&self) -> Result<(), sqlx::Error> {
+    async fn connected<'a>(
+        &self,
+        connection: &'a mut Option<PgConnection>,
+    ) -> Result<&'a mut PgConnection, sqlx::Error> {
+        if connection.is_none() {
+            *connection = Some(PgConnection::connect_with(&self.pool.connect_options()).await?);
+        }
+        Ok(connection.as_mut().expect("it is there, or was just made"))
+    }
+
+    async fn beat(&self, connection: &mut Option<PgConnection>) -> Result<(), sqlx::Error> {
+        let connection = self.connected(connection).await?;
         let me = self.instance.uuid();
         let names: Vec<String> = self.work.keys().cloned().collect();
         // Statement by statement: a process that is paused between two of them holds no lock. A heartbeat that
@@ -145,7 +163,7 @@ impl Leases {
             self.kind,
             &names,
         )
-        .execute(&self.pool)
+        .execute(&mut *connection)
         .await?;
         // One that has run out is prolonged too, unless somebody else has taken it; one that was given
         // back is not.
@@ -157,7 +175,7 @@ impl Leases {
             self.config.interval(),
             &names,
         )
-        .execute(&self.pool)
+        .execute(&mut *connection)
         .await?;
         let processes = sqlx::query!(
             "SELECT instance, able FROM work_processes
@@ -165,7 +183,7 @@ impl Leases {
             self.kind,
             self.config.interval(),
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *connection)
         .await?;
         let processes: BTreeMap<Uuid, BTreeSet<String>> =
             processes.into_iter().map(|row| (row.instance, row.able.into_iter().collect())).collect();
@@ -173,11 +191,12 @@ impl Leases {
             processes.values().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect();
         let leases = sqlx::query_as!(
             Held,
-            r#"SELECT name, holder, epoch, expires_at <= clock_timestamp() AS "free!" FROM work_leases
-               WHERE name = ANY($1)"#,
+            r#"SELECT name, holder, epoch, expires_at <= clock_timestamp() AS "free!",
+                      expires_at = '-infinity' AS "released!"
+               FROM work_leases WHERE name = ANY($1)"#,
             &able,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *connection)
         .await?;
 
         let held: BTreeMap<&str, Uuid> = leases
@@ -186,18 +205,28 @@ impl Leases {
             .map(|lease| (lease.name.as_str(), lease.holder))
             .collect();
         let shares = shares(&held, &processes);
+        // One that has run out is ours all the same until somebody else has taken it: a process that is slow
+        // must not take its work from itself.
+        let ours = |name: &String| {
+            leases.iter().find(|lease| lease.name == *name && lease.holder == me && !lease.released)
+        };
+        let wanted = |name: &String| shares.get(name).is_none_or(|process| *process == me);
+        let free: Vec<String> = names
+            .iter()
+            .filter(|name| wanted(name) && ours(name).is_none() && !held.contains_key(name.as_str()))
+            .cloned()
+            .collect();
+        let taken = if free.is_empty() { BTreeMap::new() } else { self.take(connection, &free).await? };
         for (name, told) in &self.work {
-            let ours = leases.iter().find(|lease| lease.name == *name && lease.holder == me && !lease.free);
-            let wanted = shares.get(name).is_none_or(|process| *process == me);
-            let fence = match ours {
-                Some(lease) if wanted => Some(Fence { name: name.clone(), holder: me, epoch: lease.epoch }),
+            let epoch = match ours(name) {
+                Some(lease) if wanted(name) => Some(lease.epoch),
                 Some(lease) => {
-                    self.release(name, lease.epoch).await?;
+                    self.release(connection, name, lease.epoch).await?;
                     None
                 }
-                None if wanted && !held.contains_key(name.as_str()) => self.take(name).await?,
-                None => None,
+                None => taken.get(name).copied(),
             };
+            let fence = epoch.map(|epoch| Fence { name: name.clone(), holder: me, epoch });
             told.send_if_modified(|known| {
                 let changed = *known != fence;
                 if changed {
@@ -213,38 +242,50 @@ impl Leases {
         Ok(())
     }
 
-    /// Takes what nobody holds. Nothing when somebody was faster.
-    async fn take(&self, name: &str) -> Result<Option<Fence>, sqlx::Error> {
-        let epoch = sqlx::query_scalar!(
+    /// Takes what nobody holds; what somebody was faster with is not among the answers. Names in order: two
+    /// that take the same do not wait for each other.
+    async fn take(
+        &self,
+        connection: &mut PgConnection,
+        names: &[String],
+    ) -> Result<BTreeMap<String, i64>, sqlx::Error> {
+        let taken = sqlx::query!(
             "INSERT INTO work_leases AS l (name, holder, epoch, taken_at, expires_at)
-             VALUES ($1, $2, 1, clock_timestamp(), clock_timestamp() + $3::interval)
+             SELECT name, $2, 1, clock_timestamp(), clock_timestamp() + $3::interval
+             FROM unnest($1::text[]) WITH ORDINALITY AS wanted (name, n) ORDER BY n
              ON CONFLICT (name) DO UPDATE
                  SET holder = $2, epoch = l.epoch + 1, taken_at = clock_timestamp(),
                      expires_at = clock_timestamp() + $3::interval
                  WHERE l.expires_at <= clock_timestamp()
-             RETURNING epoch",
-            name,
+             RETURNING name, epoch",
+            names,
             self.instance.uuid(),
             self.config.interval(),
         )
-        .fetch_optional(&self.pool)
+        .fetch_all(connection)
         .await?;
-        Ok(epoch.map(|epoch| Fence { name: name.to_owned(), holder: self.instance.uuid(), epoch }))
+        Ok(taken.into_iter().map(|row| (row.name, row.epoch)).collect())
     }
 
-    async fn release(&self, name: &str, epoch: i64) -> Result<(), sqlx::Error> {
+    async fn release(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        epoch: i64,
+    ) -> Result<(), sqlx::Error> {
         sqlx::query!(
             "UPDATE work_leases SET expires_at = '-infinity' WHERE name = $1 AND holder = $2 AND epoch = $3",
             name,
             self.instance.uuid(),
             epoch,
         )
-        .execute(&self.pool)
+        .execute(&mut *connection)
         .await?;
         Ok(())
     }
 
-    async fn give_back(&self) -> Result<(), sqlx::Error> {
+    async fn give_back(&self, connection: &mut Option<PgConnection>) -> Result<(), sqlx::Error> {
+        let connection = self.connected(connection).await?;
         let me = self.instance.uuid();
         for told in self.work.values() {
             told.send_replace(None);
@@ -255,7 +296,7 @@ impl Leases {
             me,
             &names,
         )
-        .execute(&self.pool)
+        .execute(&mut *connection)
         .await?;
         // With those who went without a word, long enough ago to be of no interest.
         sqlx::query!(
@@ -264,7 +305,7 @@ impl Leases {
             me,
             self.kind,
         )
-        .execute(&self.pool)
+        .execute(&mut *connection)
         .await?;
         Ok(())
     }

@@ -166,17 +166,23 @@ impl Copy<'_> {
         position: Position,
         mut progress: impl FnMut(Position) + Send,
     ) -> Result<(), RebuildError> {
-        while self.at < position {
-            let events = self.log.after(self.at, PAGE.min(position.0 - self.at.0)).await?;
-            let Some(last) = events.last().map(|event| event.position) else { break };
+        let limit = |at: Position| PAGE.min(position.0 - at.0);
+        if self.at >= position {
+            return Ok(());
+        }
+        let mut events = self.log.after(self.at, limit(self.at)).await?;
+        while let Some(last) = events.last().map(|event| event.position) {
             let page = without(events, &self.skipped);
+            // The next page is read while this one is folded.
+            let next = async {
+                if last < position { self.log.after(last, limit(last)).await } else { Ok(Vec::new()) }
+            };
+            let (applied, read) = tokio::join!(self.projection.apply(&mut *connection, &page), next);
             let name = self.projection.name();
-            self.projection
-                .apply(connection, &page)
-                .await
-                .map_err(|source| RebuildError::Projection { name, source })?;
+            applied.map_err(|source| RebuildError::Projection { name, source })?;
             self.at = last;
             progress(last);
+            events = read?;
         }
         Ok(())
     }

@@ -18,6 +18,9 @@ use crate::{
 
 /// What the processes that run projections share.
 const KIND: &str = "projections";
+/// A page's transaction is ended when its process is silent for a lease, and never sooner than this: a machine
+/// under load is not gone.
+const LEAST_PATIENCE: Duration = Duration::from_secs(5);
 /// How often every process looks how the projections stand, whoever runs them.
 const WATCH: Duration = Duration::from_secs(1);
 
@@ -113,7 +116,7 @@ impl Runners {
         cancel: &CancellationToken,
     ) -> Self {
         let mut leases = Leases::new(pool.clone(), KIND, instance, config.lease);
-        let rebuilds = work_on_rebuilds(pool.clone(), projections.clone(), config.lease.ttl, cancel.clone());
+        let rebuilds = work_on_rebuilds(pool.clone(), projections.clone(), cancel.clone());
         let mut tasks =
             vec![tokio::spawn(watch_statuses(pool.clone(), cancel.clone())), tokio::spawn(rebuilds)];
         tasks.extend(projections.into_iter().map(|projection| {
@@ -232,8 +235,11 @@ impl Runner {
                 Some(PoisonDecision::Skip(position)) => after = position,
             }
         }
-        let page = self.tail.page(&mut *tx, after, self.config.page).await?;
-        let Some(last) = page.last().map(|event| event.position) else {
+        let mut page = self.tail.page(&mut *tx, after, self.config.page).await?;
+        let last = page.last().map(|event| event.position);
+        let events = page.len();
+        page.retain(|event| !checkpoint.skips.contains(&event.position.0));
+        let Some(last) = last else {
             if checkpoint.status == "stopped" {
                 if !still_ours(fence, &mut tx, name).await? {
                     return Ok(Step::Away);
@@ -251,7 +257,7 @@ impl Runner {
                 }
                 set_checkpoint(&mut tx, name, last).await?;
                 tx.commit().await?;
-                applied(name, page.len());
+                applied(name, events);
                 metrics::histogram!("botledger_projection_apply_seconds", "projection" => name)
                     .record(started.elapsed().as_secs_f64());
                 if let Some(oldest) = page.first() {
@@ -260,7 +266,7 @@ impl Runner {
                     metrics::gauge!("botledger_projection_page_span_seconds", "projection" => name)
                         .set(lag as f64 / 1_000.0);
                 }
-                Ok(Step::Applied(page.len()))
+                Ok(Step::Applied(events))
             }
             Err(error) if error.blames_event() => {
                 tx.rollback().await?;
@@ -277,7 +283,7 @@ impl Runner {
         sqlx::query!(
             "SELECT set_config('synchronous_commit', 'off', true) AS durability,
                     set_config('idle_in_transaction_session_timeout', $1, true) AS patience",
-            self.config.lease.ttl.as_millis().to_string(),
+            self.config.lease.ttl.max(LEAST_PATIENCE).as_millis().to_string(),
         )
         .fetch_one(&mut *tx)
         .await?;
@@ -376,6 +382,9 @@ pub(crate) struct Checkpoint {
     status: String,
     failed_position: Option<i64>,
     updated_at: DateTime<Utc>,
+    /// Events to come that an operator decided to leave out: rows taken back to before such an event meet it
+    /// again, perhaps with a program that could apply it, and still have to equal a replay.
+    skips: Vec<i64>,
 }
 
 /// Locks the checkpoint for this transaction; absent when another process has it, or when the rows
@@ -387,8 +396,10 @@ pub(crate) async fn lock_checkpoint(
 ) -> Result<Option<Checkpoint>, sqlx::Error> {
     let locked = sqlx::query_as!(
         Checkpoint,
-        "SELECT position, status, failed_position, updated_at FROM projection_checkpoints
-         WHERE name = $1 AND version = $2 FOR UPDATE SKIP LOCKED",
+        r#"SELECT position, status, failed_position, updated_at,
+                  ARRAY(SELECT d.position FROM projection_decisions d
+                        WHERE d.name = c.name AND d.decision = 'skip' AND d.position > c.position) AS "skips!"
+           FROM projection_checkpoints c WHERE name = $1 AND version = $2 FOR UPDATE OF c SKIP LOCKED"#,
         name,
         version,
     )
@@ -409,8 +420,10 @@ pub(crate) async fn lock_checkpoint(
     }
     sqlx::query_as!(
         Checkpoint,
-        "SELECT position, status, failed_position, updated_at FROM projection_checkpoints
-         WHERE name = $1 AND version = $2 FOR UPDATE SKIP LOCKED",
+        r#"SELECT position, status, failed_position, updated_at,
+                  ARRAY(SELECT d.position FROM projection_decisions d
+                        WHERE d.name = c.name AND d.decision = 'skip' AND d.position > c.position) AS "skips!"
+           FROM projection_checkpoints c WHERE name = $1 AND version = $2 FOR UPDATE OF c SKIP LOCKED"#,
         name,
         version,
     )

@@ -16,9 +16,9 @@ use super::{
 
 pub(crate) struct Projection(CheckpointStatus, Option<Rebuild>);
 
-/// A rebuild of a read model beside the live rows, which are served until it is swapped.
 pub(crate) struct ProjectionRebuild(Rebuild);
 
+/// A rebuild of a read model beside the live rows, which are served until it is swapped.
 #[Object]
 impl ProjectionRebuild {
     /// Of the projection that fills it.

@@ -13,6 +13,7 @@ mod past;
 mod policies;
 mod queries;
 mod rate_limits;
+mod read_models;
 mod schema;
 mod sessions;
 mod sockets;

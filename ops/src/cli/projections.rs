@@ -22,8 +22,6 @@ use crate::platform::answering_pool;
 /// Between two looks at a rebuild that somebody waits for.
 const LOOK: Duration = Duration::from_millis(200);
 const BETWEEN_NEWS: Duration = Duration::from_secs(2);
-/// After this long the server takes a paused command for gone.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// States of rebuilds that something is kept of beside the live rows.
 const KEPT: [&str; 4] = ["filling", "stopped", "ready", "swapped"];
 
@@ -215,7 +213,7 @@ impl Rebuild {
         }
         // This process lends a hand: it may be the only one that knows this version.
         let cancel = CancellationToken::new();
-        let work = work_on_rebuilds(pool.clone(), vec![Arc::clone(&projection)], PATIENCE, cancel.clone());
+        let work = work_on_rebuilds(pool.clone(), vec![Arc::clone(&projection)], cancel.clone());
         let work = tokio::spawn(work);
         let progress = Progress::begin();
         let mut told = Instant::now();

@@ -47,7 +47,7 @@ async fn caught_up(house: &House, name: &str, head: i64) {
 
 async fn projector(house: &House, name: &str) -> Running {
     let named = ("BOTLEDGER_INSTANCE__NAME", name);
-    house.role("project", &[named, ("BOTLEDGER_READ_MODELS__LEASE_TTL_S", "1")]).await
+    house.role("project", &[named, ("BOTLEDGER_READ_MODELS__LEASE_TTL_S", "2")]).await
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -58,7 +58,7 @@ async fn a_rebuild_survives_the_death_of_everybody_who_works_on_it(pool: PgPool)
     house.telegram.say(BOT, &Person::number(4), "hello there").unwrap();
     house.all_ended(1).await;
     product.stop().await;
-    let head = lengthen(&house, 8_000).await;
+    let head = lengthen(&house, 3_000).await;
     let mut worker = projector(&house, "worker 0").await;
     caught_up(&house, "turns", head).await;
     let rows: i64 =

@@ -38,7 +38,7 @@ async fn projector(house: &House, name: &str) -> Running {
             "project",
             &[
                 ("BOTLEDGER_INSTANCE__NAME", name),
-                ("BOTLEDGER_READ_MODELS__LEASE_TTL_S", "1"),
+                ("BOTLEDGER_READ_MODELS__LEASE_TTL_S", "2"),
                 ("BOTLEDGER_KEYS__MASTER_KEY", ""),
                 ("BOTLEDGER_KEYS__PSEUDONYM_KEY", ""),
                 ("BOTLEDGER_AUTH__JWT_KEY", ""),

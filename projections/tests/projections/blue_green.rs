@@ -244,12 +244,8 @@ async fn a_rebuild_that_is_killed_again_and_again_loses_and_doubles_nothing(pool
     start_rebuild(&pool, &tally, WHY).await.unwrap();
     let mut killed = 0;
     while rebuild_of(&pool, "tally").await.state == "filling" {
-        let worker = tokio::spawn(work_on_rebuilds(
-            pool.clone(),
-            vec![Arc::clone(&tally)],
-            Duration::from_secs(1),
-            CancellationToken::new(),
-        ));
+        let worker =
+            tokio::spawn(work_on_rebuilds(pool.clone(), vec![Arc::clone(&tally)], CancellationToken::new()));
         tokio::time::sleep(Duration::from_millis(100 + 150 * killed)).await;
         // Dropped with whatever it had in hand: the server rolls that back.
         worker.abort();

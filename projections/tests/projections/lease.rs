@@ -12,6 +12,7 @@ use botledger_projections::{
     LeaseConfig, Leases, Projection, ProjectionError, RunnerConfig, Runners, Tail, all, statuses, verify,
     wait_for,
 };
+use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, postgres::PgPoolOptions};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -247,4 +248,24 @@ async fn a_projection_that_nobody_runs_is_seen_to_wait(pool: PgPool) {
     assert_eq!((waiting.lag, waiting.holder, waiting.is_stalled()), (2, None, false));
     waiting.waiting_s = Some(30);
     assert_eq!(waiting.trouble().unwrap(), "tally has applied nothing for 30 s: no process holds it");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_process_slower_than_its_lease_does_not_take_its_work_from_itself(pool: PgPool) {
+    let config = LeaseConfig { ttl: Duration::from_millis(1), beat: Duration::from_millis(20) };
+    let mut leases = Leases::new(pool.clone(), "relays", process(), config);
+    let mut held = leases.offer("relay:slow".to_owned());
+    let cancel = CancellationToken::new();
+    let keeping = tokio::spawn(leases.keep(cancel.clone()));
+    let fence = held.wait_for(Option::is_some).await.unwrap().clone();
+    for _ in 0..5 {
+        let seen = async || -> DateTime<Utc> {
+            sqlx::query_scalar("SELECT seen_at FROM work_processes").fetch_one(&pool).await.unwrap()
+        };
+        let last = seen().await;
+        until("it beats again", async || seen().await > last).await;
+    }
+    assert_eq!(*held.borrow(), fence, "the same epoch, although it ran out between the heartbeats");
+    cancel.cancel();
+    keeping.await.unwrap();
 }
