@@ -185,8 +185,10 @@ impl Leases {
         )
         .fetch_all(&mut *connection)
         .await?;
-        let processes: BTreeMap<Uuid, BTreeSet<String>> =
+        let mut processes: BTreeMap<Uuid, BTreeSet<String>> =
             processes.into_iter().map(|row| (row.instance, row.able.into_iter().collect())).collect();
+        // This one lives, however long ago it said so.
+        processes.insert(me, names.iter().cloned().collect());
         let able: Vec<String> =
             processes.values().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect();
         let leases = sqlx::query_as!(

@@ -155,9 +155,9 @@ const PLAIN: &str = "
     Plan.name Plan.tokens PlanLimit.amount PlanLimit.rollOver
     Platform.simulated Platform.version
     Projection.error Projection.failedStream Projection.failedType Projection.holder Projection.name
-    Projection.status Projection.waitingSeconds ProjectionChange.actor ProjectionChange.change
-    ProjectionChange.name ProjectionChange.reason ProjectionRebuild.error ProjectionRebuild.rate
-    ProjectionRebuild.secondsLeft ProjectionRebuild.state
+    Projection.status ProjectionChange.actor ProjectionChange.change ProjectionChange.name
+    ProjectionChange.reason ProjectionComparison.different ProjectionComparison.liveRows
+    ProjectionComparison.rows ProjectionRebuild.error ProjectionRebuild.state
     Quota.plan Quota.planTokens Quota.refusals Quota.reserved Quota.used
     QuotaOverride.amount QuotaOverride.tokens
     Raise.amount

@@ -202,10 +202,11 @@ async fn a_new_version_fills_beside_the_old_one_and_each_release_keeps_its_own(p
     let (old, new) = (Tally::create(&pool).await, Arc::new(Tenfold(Tally::of_version(2))));
     let new: Arc<dyn Projection> = new;
     let cancel = CancellationToken::new();
-    let (old_runs, new_runs) = (run(&pool, old, &cancel).await, run(&pool, Arc::clone(&new), &cancel).await);
+    let old_runs = run(&pool, old, &cancel).await;
     let journal = journal(&pool);
     let head = append_sessions(&journal, 40).await;
     assert!(wait_for(&pool, "tally", head, PATIENCE).await.unwrap());
+    let new_runs = run(&pool, Arc::clone(&new), &cancel).await;
     start_rebuild(&pool, &new, WHY).await.unwrap();
     let ready = reaches(&pool, "tally", "ready").await;
     assert_eq!((ready.version, ready.comparison.unwrap().different), (2, 40));
@@ -234,10 +235,9 @@ async fn a_rebuild_that_is_killed_again_and_again_loses_and_doubles_nothing(pool
     let stop = CancellationToken::new();
     let runners = run(&pool, Arc::clone(&tally), &stop).await;
     // More than a page.
-    let mut head = Position(0);
-    for _ in 0..60 {
-        head = append_sessions(&journal(&pool), 100).await;
-    }
+    let journal = journal(&pool);
+    let streams = (0..60).map(|_| append_sessions(&journal, 100));
+    let head = futures::future::join_all(streams).await.into_iter().max().unwrap();
     assert!(wait_for(&pool, "tally", head, PATIENCE).await.unwrap());
     stop.cancel();
     runners.join().await;

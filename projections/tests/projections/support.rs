@@ -707,14 +707,15 @@ impl Projection for Tally {
                     problem: "it is poison",
                 });
             }
-            sqlx::query(
-                "INSERT INTO tally AS t (position, times) VALUES ($1, 1)
-                 ON CONFLICT (position) DO UPDATE SET times = t.times + 1",
-            )
-            .bind(event.position.0)
-            .execute(&mut *tx)
-            .await?;
         }
+        let positions: Vec<i64> = page.iter().map(|event| event.position.0).collect();
+        sqlx::query(
+            "INSERT INTO tally AS t (position, times) SELECT position, 1 FROM unnest($1::bigint[]) AS u (position)
+             ON CONFLICT (position) DO UPDATE SET times = t.times + 1",
+        )
+        .bind(positions)
+        .execute(&mut *tx)
+        .await?;
         Ok(())
     }
 }
