@@ -203,6 +203,8 @@ impl Runner {
                         () = self.cancel.cancelled() => break,
                         changed = head.changed() => if changed.is_err() { break },
                         changed = self.lease.changed() => if changed.is_err() { break },
+                        // Rows that were taken back stand before events that nobody announces again.
+                        () = tokio::time::sleep(WATCH) => {}
                     }
                     continue;
                 }
