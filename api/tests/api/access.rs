@@ -24,7 +24,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 85] = [
+const NEEDS: &[(&str, Permission)] = &[
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -62,7 +62,13 @@ const NEEDS: [(&str, Permission); 85] = [
     ("personChooseLanguage", Moderate),
     ("platform", ReadSelf),
     ("projections", ReadOperations),
+    ("projectionChanges", ReadOperations),
     ("projectionDecide", ManageBots),
+    ("projectionRebuild", ManageBots),
+    ("projectionSwap", ManageBots),
+    ("projectionRollBack", ManageBots),
+    ("projectionCancelRebuild", ManageBots),
+    ("projectionForgetPrevious", ManageBots),
     ("quota", ReadOperations),
     ("quotas", ReadOperations),
     ("quotaAssignPlan", ManageQuotas),
@@ -153,7 +159,10 @@ const PLAIN: &str = "
     LimitWarning.limit LimitWarning.used
     Plan.name Plan.tokens PlanLimit.amount PlanLimit.rollOver
     Platform.simulated Platform.version
-    Projection.error Projection.name Projection.status
+    Projection.error Projection.failedStream Projection.failedType Projection.holder Projection.name
+    Projection.status ProjectionChange.actor ProjectionChange.change ProjectionChange.name
+    ProjectionChange.reason ProjectionComparison.different ProjectionComparison.liveRows
+    ProjectionComparison.rows ProjectionRebuild.error ProjectionRebuild.state
     Quota.plan Quota.planTokens Quota.refusals Quota.reserved Quota.used
     QuotaOverride.amount QuotaOverride.tokens
     Raise.amount
@@ -226,6 +235,9 @@ const REACHED: &[(&str, &str)] = &[
     ("PolicyVersion", "manage_bots manage_policies moderate read_operations"),
     ("PolicyWhatIf", "read_operations"),
     ("Projection", "manage_bots read_operations"),
+    ("ProjectionChange", "read_operations"),
+    ("ProjectionComparison", "manage_bots read_operations"),
+    ("ProjectionRebuild", "manage_bots read_operations"),
     ("Quota", "manage_bots manage_quotas moderate read_operations"),
     ("QuotaOverride", "manage_bots manage_quotas moderate read_operations"),
     ("Raise", "manage_quotas read_operations"),
@@ -397,7 +409,7 @@ async fn every_root_field_is_public_by_decision_or_asks_for_a_permission(pool: P
     platform.app.policies.publish(&system(), own, terms, PolicyMode::Keep, None).await.unwrap();
     platform.settle().await;
     let schema = schema(&platform, &tenant.token).await;
-    let needs: BTreeMap<&str, Permission> = NEEDS.into_iter().collect();
+    let needs: BTreeMap<&str, Permission> = NEEDS.iter().copied().collect();
     let tokens: Vec<(Role, String)> = {
         let mut tokens = Vec::new();
         for role in ROLES {
@@ -447,7 +459,7 @@ async fn every_field_of_every_type_is_open_by_decision(pool: PgPool) {
     let platform = Platform::open(pool).await;
     let tenant = platform.tenant("one").await;
     let schema = schema(&platform, &tenant.token).await;
-    let needs: BTreeMap<&str, Permission> = NEEDS.into_iter().collect();
+    let needs: BTreeMap<&str, Permission> = NEEDS.iter().copied().collect();
     let mut reached: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut fields = BTreeMap::new();
     for root in ["Query", "Mutation", "Subscription"] {

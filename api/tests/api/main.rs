@@ -14,6 +14,7 @@ mod policies;
 mod proofs;
 mod queries;
 mod rate_limits;
+mod read_models;
 mod schema;
 mod sessions;
 mod sockets;

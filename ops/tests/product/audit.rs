@@ -112,7 +112,7 @@ impl Witness {
         let log = fs::File::options().create(true).append(true).open(self.folder.join("log")).unwrap();
         let mut command = Self::command(house, &self.folder, &self.arguments);
         let child = command.args(more).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        self.running = Some(Running { child });
+        self.running = Some(Running { child, admin: self.address.clone() });
         let url = format!("http://{}/checkpoint", self.address);
         until("the witness answers", async || reqwest::get(&url).await.is_ok()).await;
     }

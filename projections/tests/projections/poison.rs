@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     once::{PATIENCE, QUICK, run},
-    support::{Tally, append_sessions, journal, once, until},
+    support::{Tally, append_sessions, journal, once, process, set_checkpoint, until},
 };
 
 async fn status(pool: &PgPool) -> CheckpointStatus {
@@ -48,7 +48,7 @@ async fn poison_stops_its_projection_alone_and_is_named(pool: PgPool) {
     let cancel = CancellationToken::new();
     let tail = Tail::start(pool.clone(), cancel.clone()).await.unwrap();
     let projections: Vec<Arc<dyn Projection>> = vec![tally.clone(), Arc::new(PeopleProjection)];
-    let runners = Runners::start(&pool, &tail, projections, QUICK, &cancel);
+    let runners = Runners::start(&pool, &tail, process(), projections, QUICK, &cancel);
     let head = append_sessions(&journal(&pool), 12).await;
 
     let stopped = stopped_at(&pool, 5).await;
@@ -108,6 +108,33 @@ async fn a_skip_is_obeyed_also_by_a_rebuild(pool: PgPool) {
     assert_eq!((report.position, report.different), (head, 0), "{:?}", report.differences);
     replay(&pool, &as_projection, |_| {}).await.unwrap();
     assert_eq!(Tally::counted(&pool).await, without);
+    cancel.cancel();
+    runners.join().await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn rows_taken_back_to_before_a_skipped_event_leave_it_out_again(pool: PgPool) {
+    let tally = Tally::create(&pool).await;
+    tally.poison([5]);
+    let as_projection: Arc<dyn Projection> = tally.clone();
+    let cancel = CancellationToken::new();
+    let runners = run(&pool, tally.clone(), &cancel).await;
+    let head = append_sessions(&journal(&pool), 12).await;
+    stopped_at(&pool, 5).await;
+    assert!(decide(&pool, "tally", Position(5), Decision::Skip, "broken", None).await.unwrap());
+    assert!(wait_for(&pool, "tally", head, PATIENCE).await.unwrap());
+    cancel.cancel();
+    runners.join().await;
+
+    // A program that could apply it, on rows of before it: as after a rollback.
+    tally.poison([]);
+    sqlx::query("DELETE FROM read.tally WHERE position > 2").execute(&pool).await.unwrap();
+    set_checkpoint(&pool, "tally", Position(2)).await;
+    let cancel = CancellationToken::new();
+    let runners = run(&pool, tally, &cancel).await;
+    assert!(wait_for(&pool, "tally", head, PATIENCE).await.unwrap());
+    assert_eq!(Tally::counted(&pool).await, once((1..=12).filter(|position| *position != 5)));
+    assert_eq!(verify(&pool, &as_projection, |_| {}).await.unwrap().different, 0);
     cancel.cancel();
     runners.join().await;
 }

@@ -52,6 +52,11 @@ pub(crate) fn journal(pool: &PgPool) -> Journal {
     Journal::open(pool.clone(), JournalConfig::default())
 }
 
+/// One more process.
+pub(crate) fn process() -> InstanceId {
+    InstanceId(Uuid::now_v7())
+}
+
 /// Waits until something holds; panics after long enough to call it never.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let wait = async {
@@ -702,14 +707,15 @@ impl Projection for Tally {
                     problem: "it is poison",
                 });
             }
-            sqlx::query(
-                "INSERT INTO tally AS t (position, times) VALUES ($1, 1)
-                 ON CONFLICT (position) DO UPDATE SET times = t.times + 1",
-            )
-            .bind(event.position.0)
-            .execute(&mut *tx)
-            .await?;
         }
+        let positions: Vec<i64> = page.iter().map(|event| event.position.0).collect();
+        sqlx::query(
+            "INSERT INTO tally AS t (position, times) SELECT position, 1 FROM unnest($1::bigint[]) AS u (position)
+             ON CONFLICT (position) DO UPDATE SET times = t.times + 1",
+        )
+        .bind(positions)
+        .execute(&mut *tx)
+        .await?;
         Ok(())
     }
 }

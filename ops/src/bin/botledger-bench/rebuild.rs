@@ -1,12 +1,15 @@
 //! Replay: the log read through our reader, and read models made again, against a bare `SELECT`.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use botledger_domain::Position;
-use botledger_projections::{LogReader, Projection, all, replay};
+use anyhow::{Result, bail};
+use botledger_domain::{Actor, Position};
+use botledger_projections::{
+    Change, LogReader, Projection, all, rebuilds, replay, start_rebuild, swap, work_on_rebuilds,
+};
 use sqlx::{PgPool, Row as _};
+use tokio_util::sync::CancellationToken;
 
 use crate::{Effort, Row, append, median, told};
 
@@ -51,7 +54,45 @@ pub(crate) async fn rows(pool: &PgPool, effort: Effort) -> Result<Vec<Row>> {
             aim,
         });
     }
+    if let Some(projection) = all().into_iter().find(|projection| projection.name() == "turns") {
+        let mut rates = Vec::new();
+        for _ in 0..effort.rounds {
+            rates.push(beside(pool, &projection, head).await?);
+        }
+        let rate = median(rates);
+        told(format!("rebuild of turns beside the live rows, compared: {rate:.0}/s"));
+        rows.push(Row {
+            what: "rebuild of read model turns beside the live rows, compared and swapped".to_owned(),
+            ours: format!("{rate:.0} events/s"),
+            base: format!("{bare:.0} events/s, SELECT through sqlx"),
+            ratio: rate / bare,
+            aim: "≥ 50,000/s",
+        });
+    }
     Ok(rows)
+}
+
+/// From asking for it to serving it.
+async fn beside(pool: &PgPool, projection: &Arc<dyn Projection>, head: Position) -> Result<f64> {
+    let change = Change { actor: &Actor::System("bench"), reason: "measured" };
+    let began = Instant::now();
+    start_rebuild(pool, projection, change).await?;
+    let cancel = CancellationToken::new();
+    let work = work_on_rebuilds(pool.clone(), vec![Arc::clone(projection)], cancel.clone());
+    let work = tokio::spawn(work);
+    loop {
+        let open = rebuilds(pool).await?.into_iter().find(|rebuild| rebuild.name == projection.name());
+        match open.map(|rebuild| rebuild.state).as_deref() {
+            Some("filling") => tokio::time::sleep(Duration::from_millis(5)).await,
+            Some("ready") => break,
+            other => bail!("the rebuild is {other:?}"),
+        }
+    }
+    swap(pool, projection, false, change).await?;
+    let rate = head.0 as f64 / began.elapsed().as_secs_f64();
+    cancel.cancel();
+    work.await?;
+    Ok(rate)
 }
 
 pub(crate) async fn read(log: &LogReader) -> Result<f64> {
