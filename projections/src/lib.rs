@@ -14,6 +14,7 @@ mod directory;
 mod fold;
 mod log;
 mod moderation;
+mod past;
 mod people;
 mod policies;
 mod quotas;
@@ -33,8 +34,8 @@ pub use access_lists::{
     AccessEntryFilter, AccessEntryRow, AccessListRow, AccessListsProjection, access_entries_page, access_list,
 };
 pub use as_of::{
-    access_list_as_of, bot_as_of, policy_as_of, quota_as_of, rate_override_as_of, standing_as_of,
-    standing_state_as_of, turn_as_of,
+    access_list_as_of, bot_as_of, operator_as_of, policy_as_of, policy_in_force_as_of, quota_as_of,
+    rate_override_as_of, standing_as_of, standing_state_as_of, turn_as_of, workspace_as_of,
 };
 pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
 pub use budgets::{BudgetHead, BudgetRow, BudgetShareRow, BudgetsProjection, budget, budgets_page};
@@ -49,6 +50,7 @@ pub use log::{EventFilter, LogReader};
 pub use moderation::{
     CaseFilter, CaseRow, ModerationProjection, ScoringFilter, ScoringRow, case, cases_page, scorings_page,
 };
+pub use past::{Past, PastConfig, PastError};
 pub use people::{PeopleProjection, PersonRow, people_by_ids, people_page, person};
 pub use policies::{
     PoliciesProjection, PolicyRow, PolicyTermsRow, PolicyVersionFilter, PolicyVersionRow, policy,
