@@ -7,6 +7,7 @@ mod conversation;
 pub(crate) mod edges;
 pub(crate) mod error;
 mod event;
+mod history;
 mod limit;
 mod moderation;
 pub(crate) mod moment;
@@ -56,6 +57,7 @@ pub(crate) struct Query(
     budget::BudgetQuery,
     conversation::ConversationQuery,
     event::EventQuery,
+    history::HistoryQuery,
     moderation::ModerationQuery,
     node::NodeQuery,
     operator::OperatorQuery,
@@ -64,6 +66,7 @@ pub(crate) struct Query(
     policy::PolicyQuery,
     policy::PolicyWhatIfQuery,
     quota::QuotaQuery,
+    quota::PlanWhatIfQuery,
     rate_limit::RateLimitQuery,
     standing::StandingQuery,
     turn::TurnQuery,

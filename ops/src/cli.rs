@@ -8,6 +8,7 @@ pub mod bot;
 pub mod budget;
 pub mod config;
 pub mod events;
+pub mod history;
 pub mod keys;
 pub mod link;
 pub mod local;
@@ -20,6 +21,7 @@ pub mod sdl;
 pub mod serve;
 pub mod sim;
 pub mod up;
+pub mod what_if;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -114,11 +116,17 @@ pub enum Command {
     /// Policies: what bots are for, what becomes of other messages, and what would have
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// Decide what was decided again, by another policy or plan: who would have fared differently
+    WhatIf(what_if::TryRules),
     /// Addresses that ask the API: let one in, set its pace
     #[command(subcommand)]
     Address(address::AddressCommand),
     /// Read the ledger
     Events(events::Events),
+    /// One thing through time: every event with what it changed
+    History(history::History),
+    /// What changed in one thing between two moments
+    Diff(history::Diff),
     /// How the read models keep up, and what becomes of an event that stopped one
     #[command(subcommand)]
     Projections(projections::ProjectionsCommand),
@@ -150,8 +158,11 @@ impl Cli {
             Command::Bot(command) => command.run(self.settings).await,
             Command::Budget(command) => command.run(self.settings).await,
             Command::Policy(command) => command.run(self.settings).await,
+            Command::WhatIf(question) => question.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
+            Command::History(history) => history.run(self.settings).await,
+            Command::Diff(diff) => diff.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,
             Command::Replay(replay) => replay.run(self.settings).await,
             Command::Score(command) => command.run(),

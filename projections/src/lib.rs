@@ -12,6 +12,7 @@ mod budgets;
 mod conversations;
 mod directory;
 mod fold;
+mod history;
 mod log;
 mod moderation;
 mod past;
@@ -46,6 +47,7 @@ pub use conversations::{
 pub use directory::{
     DirectoryProjection, OperatorRow, WorkspaceRow, operator, operators_page, workspace, workspaces_page,
 };
+pub use history::{Between, Change, Step, changes_between, history};
 pub use log::{EventFilter, LogReader};
 pub use moderation::{
     CaseFilter, CaseRow, ModerationProjection, ScoringFilter, ScoringRow, case, cases_page, scorings_page,
@@ -74,8 +76,9 @@ pub use turns::{
 };
 pub use usage::{Grain, UsageRow, usage};
 pub use what_if::{
-    Limit, MOST_MESSAGES, Outcome, PersonDifference, Rungs, Sums, TurnDifference, WhatIf, WhatIfError,
-    WhatIfReport, what_if,
+    Demand, DemandDifference, Limit, MOST_MESSAGES, MOST_PEOPLE, Outcome, PersonDifference, PlanReport,
+    PlanSums, PlanWhatIf, QuotaDifference, Rungs, Saved, Sums, TurnDifference, WhatIf, WhatIfError,
+    WhatIfReport, plan_what_if, policy_what_if, what_if,
 };
 
 /// What readers fail with.

@@ -158,7 +158,11 @@ impl From<EventFilterInput> for EventFilter {
     }
 }
 
-async fn is_own(services: &Services, request: &RequestContext, event: &RecordedEvent) -> ApiResult<bool> {
+pub(super) async fn is_own(
+    services: &Services,
+    request: &RequestContext,
+    event: &RecordedEvent,
+) -> ApiResult<bool> {
     let workspace = request.identity.as_ref().map(|identity| identity.workspace);
     Ok(workspace.is_some() && services.owners.of(&services.app, event).await? == workspace)
 }

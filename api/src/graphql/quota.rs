@@ -1,5 +1,7 @@
 //! Quotas: what people may use and have used.
 
+mod what_if;
+
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
 use botledger_domain::{
     PlanName, SubjectId,
@@ -9,6 +11,7 @@ use botledger_domain::{
 use botledger_projections::{QuotaRow, quota_as_of, quota_of, quotas_page};
 use chrono::{DateTime, Utc};
 
+pub(crate) use self::what_if::PlanWhatIfQuery;
 use super::{
     Acts, AsOf, Conditions, Needs, Scope,
     error::{ApiError, ApiResult, UserError, outcome, reason},

@@ -180,7 +180,7 @@ impl Platform {
             max_body_bytes: 64 * 1_024,
             request_timeout: Duration::from_secs(10),
             max_in_flight: 64,
-            past: PastConfig { copies: 24, ..PastConfig::default() },
+            past: PastConfig { copies: 8, ..PastConfig::default() },
             trusted_proxies: Vec::new(),
             simulated: Vec::new(),
         };
