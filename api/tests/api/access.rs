@@ -24,7 +24,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 82] = [
+const NEEDS: [(&str, Permission); 85] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -113,7 +113,7 @@ const NEEDS: [(&str, Permission); 82] = [
 ];
 
 /// Inputs of which exactly one field is given.
-const ONE_OF: [&str; 2] = ["AccessTargetInput", "HolderInput"];
+const ONE_OF: [&str; 3] = ["AccessTargetInput", "AsOf", "HolderInput"];
 
 /// Fields below the root that need `ReadPersonal`, with a query that gets there.
 const PERSONAL: [(&str, &str); 6] = [
@@ -150,6 +150,8 @@ const PLAIN: &str = "
     LimitLeft.carried LimitLeft.limit LimitLeft.remaining LimitLeft.reserved LimitLeft.used
     LimitWarning.limit LimitWarning.used
     Plan.name Plan.tokens PlanLimit.amount PlanLimit.rollOver
+    PlanWhatIf.demandsChanged PlanWhatIf.estimated PlanWhatIf.peopleAsked PlanWhatIf.peopleChanged
+    PlanWhatIfSums.held PlanWhatIfSums.refused PlanWhatIfSums.warnings
     Platform.simulated Platform.version
     Projection.error Projection.name Projection.status
     Quota.plan Quota.planTokens Quota.refusals Quota.reserved Quota.used
@@ -171,6 +173,7 @@ const PLAIN: &str = "
     StandingContribution.liveMilli StandingContribution.modelVersion
     StandingExplanation.driftMilli StandingExplanation.modelVersion StandingExplanation.reason
     StandingExplanation.scoreMilli StandingExplanation.violationMilli
+    StateChange.after StateChange.before StateChange.path StateChanges.events
     Turn.command Turn.completionTokens Turn.failure Turn.finish Turn.latencyMs Turn.messageIds
     Turn.model Turn.promptTokens Turn.provider Turn.refusal Turn.refusalKind Turn.reservedTokens
     Turn.updateId
@@ -178,11 +181,12 @@ const PLAIN: &str = "
     Usage.admitted Usage.answered Usage.completionTokens Usage.delivered Usage.failed Usage.latencyMsSum
     Usage.messages Usage.model Usage.outcomeUnknown Usage.promptTokens Usage.refused Usage.undeliverable
     UserError.code UserError.field UserError.message
+    WhatIfAmounts.messages WhatIfAmounts.money WhatIfAmounts.tokens
     Workspace.defaultPlan Workspace.name
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 67] = [
+const REACHED: [(&str, &str); 75] = [
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
     ("Bot", "manage_bots moderate read_operations"),
@@ -196,6 +200,7 @@ const REACHED: [(&str, &str); 67] = [
     ("Event", "read_ledger"),
     ("Evidence", "moderate read_operations"),
     ("Findings", "manage_bots moderate read_operations"),
+    ("HistoryStep", "read_ledger"),
     ("Ladder", "manage_bots manage_policies moderate read_operations"),
     ("LadderPoints", "manage_bots manage_policies moderate read_operations"),
     ("LadderThresholds", "moderate read_operations"),
@@ -209,6 +214,8 @@ const REACHED: [(&str, &str); 67] = [
     ("Person", "manage_bots moderate read_operations"),
     ("Plan", "manage_bots manage_quotas read_operations read_self"),
     ("PlanLimit", "manage_bots manage_quotas moderate read_operations read_self"),
+    ("PlanWhatIf", "read_operations"),
+    ("PlanWhatIfSums", "read_operations"),
     ("Platform", "read_self"),
     ("Policy", "manage_policies read_operations"),
     ("PolicyBlockedWord", "manage_bots manage_policies moderate read_operations"),
@@ -235,6 +242,8 @@ const REACHED: [(&str, &str); 67] = [
     ("StandingChange", "read_operations"),
     ("StandingContribution", "moderate read_operations"),
     ("StandingExplanation", "moderate read_operations"),
+    ("StateChange", "read_ledger"),
+    ("StateChanges", "read_ledger"),
     ("TextSpan", "manage_bots moderate read_operations"),
     ("TokenRates", "manage_bots moderate read_operations"),
     ("Turn", "manage_bots moderate read_operations"),
@@ -242,11 +251,14 @@ const REACHED: [(&str, &str); 67] = [
     ("TurnPolicy", "manage_bots moderate read_operations"),
     ("Usage", "read_usage"),
     ("UserError", "manage_bots manage_operators manage_policies manage_quotas moderate nothing"),
+    ("WhatIfAmounts", "read_operations"),
+    ("WhatIfDemand", "read_operations"),
     ("WhatIfLimit", "read_operations"),
     ("WhatIfMessages", "read_operations"),
     ("WhatIfOffences", "read_operations"),
     ("WhatIfPeople", "read_operations"),
     ("WhatIfPerson", "read_operations"),
+    ("WhatIfQuota", "read_operations"),
     ("WhatIfRungs", "read_operations"),
     ("WhatIfSums", "read_operations"),
     ("WhatIfTurn", "read_operations"),

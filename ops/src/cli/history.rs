@@ -12,7 +12,7 @@ use super::Settings;
 use crate::platform::answering_pool;
 
 /// Steps told at once.
-const PAGE: i64 = 500;
+const PAGE: i64 = 5_000;
 /// Characters of a value that is shown to people.
 const SHOWN: usize = 120;
 
