@@ -96,6 +96,7 @@ pub(crate) struct UsageQuery;
 impl UsageQuery {
     /// Sums between two moments, oldest first; at most 10,000 rows. With `asOf` what was known then.
     #[graphql(guard = "Needs(Permission::ReadUsage)", complexity = "1_000 + 100 * child_complexity")]
+    #[expect(clippy::too_many_arguments, reason = "the time, what of it, the moment and the position")]
     async fn usage(
         &self,
         ctx: &Context<'_>,

@@ -38,7 +38,10 @@ async fn now(platform: &Platform) -> Moment {
 }
 
 async fn change(platform: &Platform, tenant: &Tenant, mutation: &str, input: Value) {
-    let kind = format!("{}{}Input", mutation[..1].to_uppercase(), &mutation[1..]);
+    let kind = match mutation {
+        "conversationOpenSession" => "ConversationInput".to_owned(),
+        _ => format!("{}{}Input", mutation[..1].to_uppercase(), &mutation[1..]),
+    };
     let query =
         format!("mutation m($i: {kind}!) {{ {mutation}(input: $i) {{ position userErrors {{ code }} }} }}");
     let data = platform.data(&tenant.token, &query, json!({"i": input})).await;
@@ -174,9 +177,9 @@ const QUESTIONS: &[(&str, &str)] = &[
     ("moderationQueue", "moderationQueue(asOf: $asOf) { edges { cursor node { id kind status against
         person { id messages } bot { id status } } } }"),
     ("node", "node(id: $turn, asOf: $asOf) { id ... on Turn { phase reply person { language } } }"),
-    ("nodes", "nodes(ids: [$bot, $person, $conversation, $owner], asOf: $asOf) { id ... on Bot { status }
+    ("nodes", "nodes(ids: [$bot, $person, $conversation, $operator], asOf: $asOf) { id ... on Bot { status }
         ... on Person { messages } ... on Conversation { messages } ... on Operator { role } }"),
-    ("operator", "operator(id: $owner, asOf: $asOf) { id login role status changedAt position }"),
+    ("operator", "operator(id: $operator, asOf: $asOf) { id login role status changedAt position }"),
     ("operators", "operators(asOf: $asOf) { edges { cursor node { id login role status } } }"),
     ("people", "people(asOf: $asOf) { edges { cursor node { id language messages lastSeenAt
         quota { plan used reserved refusals } } } }"),
@@ -272,6 +275,7 @@ async fn every_query_answers_about_the_past_what_it_answered_then(pool: PgPool) 
     let (bot, fence) = platform.bot(&tenant, 1).await;
     let other = platform.bot(&stranger, 2).await;
     platform.talk(other, 1, 99, "somebody else's").await;
+    let operator = platform.operator(tenant.workspace, "lovelace", Role::Moderator).await;
     let turn = platform.message((bot, fence), 1, 77, "first").await;
     let person = platform.person_of(turn).await;
     let conversation = platform.app.turns.load(turn).await.unwrap().state.message.unwrap().conversation;
@@ -279,10 +283,10 @@ async fn every_query_answers_about_the_past_what_it_answered_then(pool: PgPool) 
     // Where the severe message will be: the first event of the person's standing.
     let case = case_of(standing_stream(bot, person), 2);
     let ids = json!({"bot": bot_id, "person": person_id, "turn": format!("turn:{turn}"),
-        "conversation": format!("conversation:{conversation}"), "owner": format!("operator:{}", tenant.owner),
+        "conversation": format!("conversation:{conversation}"), "operator": format!("operator:{operator}"),
         "case": format!("case:{case}")});
     let ask = async |question: &str, as_of: Option<Value>| {
-        let declared = ["bot", "person", "turn", "conversation", "owner", "case"]
+        let declared = ["bot", "person", "turn", "conversation", "operator", "case"]
             .iter()
             .filter(|name| question.contains(&format!("${name}")))
             .map(|name| format!("${name}: ID!, "))
@@ -317,11 +321,12 @@ async fn every_query_answers_about_the_past_what_it_answered_then(pool: PgPool) 
     change("policyPublish", json!({"botId": bot_id, "terms": terms, "note": "first", "mode": "LIVE"})).await;
     change("workspaceRename", json!({"name": "Two"})).await;
     take().await;
-    let entry = json!({"target": {"network": "192.0.2.1"}, "effect": "DENY", "reason": "noise"});
+    let entry = json!({"target": {"telegramUserId": "12345"}, "effect": "DENY", "reason": "noise"});
     change("accessListAdd", json!({"botId": bot_id, "entries": [entry]})).await;
     let subject = json!({"kind": "BOT", "id": bot_id});
     change("rateOverrideSet", json!({"subject": subject, "parallel": 3, "reason": "a fair"})).await;
     change("operatorInvite", json!({"login": "hopper", "role": "MEMBER"})).await;
+    change("operatorDisable", json!({"operatorId": ids["operator"], "reason": "on leave"})).await;
     change("personChooseLanguage", json!({"personId": person_id, "language": "RU"})).await;
     take().await;
     let bad = platform.message((bot, fence), 3, 77, "something terrible").await;
