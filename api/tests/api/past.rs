@@ -1,5 +1,7 @@
 //! `asOf`: what was answered then is answered again.
 
+use std::time::Duration;
+
 use botledger_commands::{Decision, execute::execute};
 use botledger_domain::{
     BotId, SubjectId, TurnId,
@@ -268,7 +270,12 @@ async fn severe(platform: &Platform, bot: BotId, person: SubjectId, turn: TurnId
 
 #[sqlx::test(migrations = "../migrations")]
 async fn every_query_answers_about_the_past_what_it_answered_then(pool: PgPool) {
-    let platform = Platform::open(pool).await;
+    // Many copies are made for one test, on a machine that may be busy.
+    let platform = Platform::with(pool, |config| {
+        config.request_timeout = Duration::from_secs(120);
+        config.past.copies = 32;
+    })
+    .await;
     let tenant = platform.tenant("one").await;
     let stranger = platform.tenant("two").await;
     let nothing = now(&platform).await;
