@@ -7,8 +7,10 @@ mod conversation;
 pub(crate) mod edges;
 pub(crate) mod error;
 mod event;
+mod history;
 mod limit;
 mod moderation;
+pub(crate) mod moment;
 mod node;
 mod operator;
 mod page;
@@ -32,17 +34,16 @@ use std::{
     time::Duration,
 };
 
-use async_graphql::{
-    Context, Guard, InputObject, MergedObject, MergedSubscription, OneofObject, Schema, SchemaBuilder,
-};
+use async_graphql::{Context, Guard, InputObject, MergedObject, MergedSubscription, Schema, SchemaBuilder};
 use botledger_commands::Caller;
 use botledger_domain::{Position, operator::Permission};
 use botledger_projections::wait_for;
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{Services, auth::Identity};
 use error::{ApiError, ApiResult, note};
+pub(crate) use moment::AsOf;
+use moment::{Moment, Moments};
 use scalars::At;
 
 /// How long a reader waits for its own writes.
@@ -57,6 +58,7 @@ pub(crate) struct Query(
     budget::BudgetQuery,
     conversation::ConversationQuery,
     event::EventQuery,
+    history::HistoryQuery,
     moderation::ModerationQuery,
     node::NodeQuery,
     operator::OperatorQuery,
@@ -66,6 +68,7 @@ pub(crate) struct Query(
     policy::PolicyWhatIfQuery,
     proof::ProofQuery,
     quota::QuotaQuery,
+    quota::PlanWhatIfQuery,
     rate_limit::RateLimitQuery,
     standing::StandingQuery,
     turn::TurnQuery,
@@ -136,6 +139,8 @@ pub(crate) struct RequestContext {
     pub(crate) identity: Option<Identity>,
     /// From where.
     pub(crate) ip: Option<IpAddr>,
+    /// Which of its fields ask about the past.
+    pub(crate) moments: Moments,
 }
 
 impl RequestContext {
@@ -149,13 +154,15 @@ impl RequestContext {
 pub(crate) struct Scope<'a> {
     pub(crate) services: &'a Services,
     pub(crate) request: &'a RequestContext,
+    /// The moment that is answered from; the present when absent.
+    pub(crate) moment: Option<Moment>,
 }
 
 impl<'a> Scope<'a> {
     pub(crate) fn of(ctx: &Context<'a>) -> ApiResult<Self> {
         let services = ctx.data_opt::<Arc<Services>>().ok_or_else(ApiError::internal)?;
         let request = ctx.data_opt::<RequestContext>().ok_or_else(ApiError::internal)?;
-        Ok(Self { services, request })
+        Ok(Self { services, request, moment: request.moments.of(ctx) })
     }
 
     pub(crate) fn identity(&self) -> ApiResult<&'a Identity> {
@@ -206,27 +213,6 @@ impl<'a> Scope<'a> {
         self.at_least(read_model, Some(At(position))).await.ok()?;
         find.await.ok().flatten()
     }
-
-    /// The position a moment stands for.
-    pub(crate) async fn position(&self, as_of: AsOf) -> ApiResult<Position> {
-        let log = &self.services.log;
-        let position = match as_of {
-            AsOf::Position(At(position)) => position.min(log.head().await?),
-            AsOf::Time(moment) => log.position_at(moment).await?,
-        };
-        // What a crash of the server could still take back is not the past yet.
-        log.flushed().await?;
-        Ok(position)
-    }
-}
-
-/// A moment in the ledger.
-#[derive(OneofObject)]
-pub(crate) enum AsOf {
-    /// After the event at this position.
-    Position(At),
-    /// After all events recorded up to this moment.
-    Time(DateTime<Utc>),
 }
 
 /// Conditions under which a mutation is carried out.

@@ -21,7 +21,7 @@ mod shares;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use botledger_commands::{App, OneTimeSecret};
-use botledger_projections::{LogReader, ReadPool, Tail};
+use botledger_projections::{LogReader, Past, PastConfig, ReadPool, Tail};
 
 pub use admin::{AdminState, Check, Readiness, admin_router};
 pub use serve::serve;
@@ -41,6 +41,8 @@ pub struct ApiConfig {
     pub request_timeout: Duration,
     /// Requests worked on at once; more are told to come back.
     pub max_in_flight: usize,
+    /// What read models of the past may cost.
+    pub past: PastConfig,
     /// Proxies in front: what they say in `X-Forwarded-For` is where a request comes from.
     pub trusted_proxies: Vec<IpAddr>,
     /// Stand-ins in use, for example `telegram` and `model`: every answer says so.
@@ -64,7 +66,8 @@ pub(crate) struct Services {
     pub(crate) read: ReadPool,
     pub(crate) tail: Tail,
     pub(crate) log: LogReader,
-    pub(crate) edges: graphql::edges::Edges,
+    pub(crate) past: Past,
+    pub(crate) edges: Arc<graphql::edges::Edges>,
     pub(crate) tokens: auth::Tokens,
     pub(crate) owners: owners::Owners,
     pub(crate) attempts: attempts::Attempts,
@@ -89,7 +92,8 @@ impl Api {
             tokens: auth::Tokens::new(&config.jwt_key, config.access_ttl),
             owners: owners::Owners::new(log.clone()),
             attempts: attempts::Attempts::default(),
-            edges: graphql::edges::Edges::new(context.read.clone()),
+            past: Past::new(&context.read, botledger_projections::all(), config.past),
+            edges: Arc::new(graphql::edges::Edges::new(context.read.clone())),
             app: context.app,
             read: context.read,
             tail: context.tail,

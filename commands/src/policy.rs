@@ -39,12 +39,16 @@ pub struct EffectivePolicy {
 }
 
 impl EffectivePolicy {
-    fn built_in() -> Self {
+    /// What watches where nobody published anything.
+    #[must_use]
+    pub fn built_in() -> Self {
         let trial = Trial::DryRun { until: None };
         Self { key: None, owner: PolicyOwner::BuiltIn, version: 0, trial, terms: Arc::default() }
     }
 
-    fn published(owner: PolicyOwner, stream: Uuid, policy: PublishedPolicy) -> Self {
+    /// A version that is, or was, in force.
+    #[must_use]
+    pub fn published(owner: PolicyOwner, stream: Uuid, policy: PublishedPolicy) -> Self {
         let key = Some((stream, policy.version));
         Self { key, owner, version: policy.version, trial: policy.trial, terms: Arc::new(policy.terms) }
     }

@@ -1,14 +1,14 @@
 use std::sync::Arc;
 
 use botledger_domain::{
-    BotId, KeyPurpose, Language, SubjectId, WorkspaceId,
+    BotId, KeyPurpose, Language, Sealed, SubjectId, WorkspaceId,
     operator::Permission,
     subject::{Subject, SubjectCommand, SubjectError},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Caller, CommandError, Core,
+    Caller, CommandError, Core, VaultError,
     execute::{Executed, execute},
 };
 
@@ -114,10 +114,18 @@ impl Subjects {
     pub async fn profile(&self, subject: SubjectId) -> Result<Option<Profile>, CommandError<SubjectError>> {
         let known = self.core.journal.load::<Subject>(&subject.to_string()).await?;
         let Some(sealed) = known.state.profile else { return Ok(None) };
-        match self.core.vault.open(&sealed).await {
+        Ok(self.open_profile(&sealed).await?)
+    }
+
+    /// Opens a profile that was read somewhere; absent when its person was erased.
+    ///
+    /// # Errors
+    /// When keys cannot be used.
+    pub async fn open_profile(&self, sealed: &Sealed) -> Result<Option<Profile>, VaultError> {
+        match self.core.vault.open(sealed).await {
             Ok(plaintext) => Ok(serde_json::from_slice(&plaintext).ok()),
-            Err(crate::VaultError::Shredded) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(VaultError::Shredded) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod bot;
 pub mod budget;
 pub mod config;
 pub mod events;
+pub mod history;
 pub mod keys;
 pub mod link;
 pub mod local;
@@ -21,6 +22,7 @@ pub mod sdl;
 pub mod serve;
 pub mod sim;
 pub mod up;
+pub mod what_if;
 pub mod witness;
 
 use std::ffi::OsString;
@@ -120,6 +122,8 @@ pub enum Command {
     /// Policies: what bots are for, what becomes of other messages, and what would have
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// Decide what was decided again, by another policy or plan: who would have fared differently
+    WhatIf(what_if::TryRules),
     /// Addresses that ask the API: let one in, set its pace
     #[command(subcommand)]
     Address(address::AddressCommand),
@@ -128,6 +132,10 @@ pub enum Command {
     Audit(audit::AuditCommand),
     /// Read the ledger
     Events(events::Events),
+    /// One thing through time: every event with what it changed
+    History(history::History),
+    /// What changed in one thing between two moments
+    Diff(history::Diff),
     /// How the read models keep up, and what becomes of an event that stopped one
     #[command(subcommand)]
     Projections(projections::ProjectionsCommand),
@@ -161,9 +169,12 @@ impl Cli {
             Command::Bot(command) => command.run(self.settings).await,
             Command::Budget(command) => command.run(self.settings).await,
             Command::Policy(command) => command.run(self.settings).await,
+            Command::WhatIf(question) => question.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
             Command::Audit(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
+            Command::History(history) => history.run(self.settings).await,
+            Command::Diff(diff) => diff.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,
             Command::Replay(replay) => replay.run(self.settings).await,
             Command::Score(command) => command.run(),

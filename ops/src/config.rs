@@ -110,6 +110,10 @@ pub struct Http {
     pub request_timeout_s: u64,
     /// Requests served at the same time.
     pub max_in_flight: usize,
+    /// Read models of the past that are kept; each holds a connection to the database.
+    pub past_copies: usize,
+    /// What they may take together in temporary tables of the database, in MiB.
+    pub past_megabytes: u64,
 }
 
 /// The Telegram Bot API.
@@ -376,6 +380,8 @@ impl Default for Http {
             max_body_bytes: 64 * 1024,
             request_timeout_s: 30,
             max_in_flight: 512,
+            past_copies: 16,
+            past_megabytes: 2_048,
         }
     }
 }

@@ -5,22 +5,22 @@
 use std::sync::Arc;
 
 use botledger_domain::{
-    BotId, Decide, Position, SubjectId, TurnId, WorkspaceId,
+    BotId, Decide, OperatorId, Position, SubjectId, TurnId, WorkspaceId,
     access_list::access_list_stream,
+    policy::{Policy, PublishedPolicy},
     policy_stream, quota_stream,
     rate_limit::{RateSubject, rate_override_stream},
     standing::Standing,
     standing_stream,
 };
-use chrono::{DateTime, Utc};
 use sqlx::{PgPool, PgTransaction};
 use uuid::Uuid;
 
 use crate::{
-    AccessEntryRow, AccessListRow, AccessListsProjection, BotRow, BotsProjection, EventFilter, LogReader,
-    Page, PoliciesProjection, PolicyRow, PolicyVersionRow, Projection, ProjectionError, QuotaRow,
-    QuotasProjection, RateOverrideRow, RateOverridesProjection, StandingRow, StandingsProjection, TurnRow,
-    TurnsProjection,
+    AccessEntryRow, AccessListRow, AccessListsProjection, BotRow, BotsProjection, DirectoryProjection,
+    EventFilter, LogReader, OperatorRow, Page, PoliciesProjection, PolicyRow, PolicyVersionRow, Projection,
+    ProjectionError, QuotaRow, QuotasProjection, RateOverrideRow, RateOverridesProjection, StandingRow,
+    StandingsProjection, TurnRow, TurnsProjection, WorkspaceRow,
     access_lists::access_entries_in,
     fold::{Rows, Table},
     runner,
@@ -118,6 +118,30 @@ pub async fn bot_as_of(pool: &PgPool, bot: BotId, upto: Position) -> Result<Opti
     row_as_of(pool, &BotsProjection, "bot", bot.uuid(), upto).await
 }
 
+/// An operator as they were.
+///
+/// # Errors
+/// When the database fails or an event cannot be applied.
+pub async fn operator_as_of(
+    pool: &PgPool,
+    operator: OperatorId,
+    upto: Position,
+) -> Result<Option<OperatorRow>, ProjectionError> {
+    row_as_of(pool, &DirectoryProjection, "operator", operator.uuid(), upto).await
+}
+
+/// A workspace as it was.
+///
+/// # Errors
+/// When the database fails or an event cannot be applied.
+pub async fn workspace_as_of(
+    pool: &PgPool,
+    workspace: WorkspaceId,
+    upto: Position,
+) -> Result<Option<WorkspaceRow>, ProjectionError> {
+    row_as_of(pool, &DirectoryProjection, "workspace", workspace.uuid(), upto).await
+}
+
 /// A policy as it was, with the version in force then. Nothing before its first event.
 ///
 /// # Errors
@@ -137,6 +161,21 @@ pub async fn policy_as_of(
     let version = key.and_then(|key| versions.get_mut(&key).cloned());
     tx.rollback().await?;
     Ok(policy.map(|policy| (policy, version)))
+}
+
+/// The version of a policy that was in force, with its terms. Nothing while none was.
+///
+/// # Errors
+/// When the database fails or an event does not decode.
+pub async fn policy_in_force_as_of(
+    pool: &PgPool,
+    workspace: WorkspaceId,
+    bot: Option<BotId>,
+    upto: Position,
+) -> Result<Option<PublishedPolicy>, ProjectionError> {
+    let log = LogReader::new(pool.clone());
+    let policy = aggregate_as_of::<Policy>(&log, policy_stream(workspace, bot), upto).await?;
+    Ok(policy.and_then(|policy| policy.current))
 }
 
 /// A person's quota as it was.
@@ -165,8 +204,8 @@ pub async fn standing_as_of(
     row_as_of(pool, &StandingsProjection, "standing", standing_stream(bot, subject), upto).await
 }
 
-/// A person's standing with a bot as its aggregate was, and the moment of that: what an explanation
-/// of then is made from. Nothing before its first event.
+/// A person's standing with a bot as its aggregate was: what an explanation of then is made from.
+/// Nothing before its first event.
 ///
 /// # Errors
 /// When the database fails or an event does not decode.
@@ -175,11 +214,8 @@ pub async fn standing_state_as_of(
     bot: BotId,
     subject: SubjectId,
     upto: Position,
-) -> Result<Option<(Standing, DateTime<Utc>)>, ProjectionError> {
-    let log = LogReader::new(pool.clone());
-    let state = aggregate_as_of::<Standing>(&log, standing_stream(bot, subject), upto).await?;
-    let moment = log.after(Position(upto.0 - 1), 1).await?.pop().map(|event| event.recorded_at);
-    Ok(state.zip(moment))
+) -> Result<Option<Standing>, ProjectionError> {
+    aggregate_as_of(&LogReader::new(pool.clone()), standing_stream(bot, subject), upto).await
 }
 
 async fn aggregate_as_of<A: Decide>(

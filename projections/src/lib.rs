@@ -13,9 +13,11 @@ mod budgets;
 mod conversations;
 mod directory;
 mod fold;
+mod history;
 mod lease;
 mod log;
 mod moderation;
+mod past;
 mod people;
 mod policies;
 mod quotas;
@@ -35,8 +37,8 @@ pub use access_lists::{
     AccessEntryFilter, AccessEntryRow, AccessListRow, AccessListsProjection, access_entries_page, access_list,
 };
 pub use as_of::{
-    access_list_as_of, bot_as_of, policy_as_of, quota_as_of, rate_override_as_of, standing_as_of,
-    standing_state_as_of, turn_as_of,
+    access_list_as_of, bot_as_of, operator_as_of, policy_as_of, policy_in_force_as_of, quota_as_of,
+    rate_override_as_of, standing_as_of, standing_state_as_of, turn_as_of, workspace_as_of,
 };
 pub use blue_green::{
     Change, ChangeError, Comparison, Rebuild, RecordedChange, cancel_rebuild, changes, forget_previous,
@@ -53,11 +55,13 @@ pub use conversations::{
 pub use directory::{
     DirectoryProjection, OperatorRow, WorkspaceRow, operator, operators_page, workspace, workspaces_page,
 };
+pub use history::{Between, Step, ValueChange, changes_between, history};
 pub use lease::{Fence, LeaseConfig, Leases};
 pub use log::{EventFilter, LogReader};
 pub use moderation::{
     CaseFilter, CaseRow, ModerationProjection, ScoringFilter, ScoringRow, case, cases_page, scorings_page,
 };
+pub use past::{Past, PastConfig, PastError};
 pub use people::{PeopleProjection, PersonRow, people_by_ids, people_page, person};
 pub use policies::{
     PoliciesProjection, PolicyRow, PolicyTermsRow, PolicyVersionFilter, PolicyVersionRow, policy,
@@ -81,8 +85,9 @@ pub use turns::{
 };
 pub use usage::{Grain, UsageRow, usage};
 pub use what_if::{
-    Limit, MOST_MESSAGES, Outcome, PersonDifference, Rungs, Sums, TurnDifference, WhatIf, WhatIfError,
-    WhatIfReport, what_if,
+    Demand, DemandDifference, Limit, MOST_MESSAGES, MOST_PEOPLE, Outcome, PersonDifference, PlanReport,
+    PlanSums, PlanWhatIf, QuotaDifference, Rungs, Saved, Sums, TurnDifference, WhatIf, WhatIfError,
+    WhatIfReport, plan_what_if, policy_what_if, what_if,
 };
 
 /// What readers fail with.

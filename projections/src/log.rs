@@ -140,6 +140,24 @@ impl LogReader {
         Ok(Position(head.fetch_one(&self.pool).await?))
     }
 
+    /// The database's clock: nothing was recorded later.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn now(&self) -> Result<DateTime<Utc>, sqlx::Error> {
+        sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#).fetch_one(&self.pool).await
+    }
+
+    /// When the event at a position was recorded.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn recorded_at(&self, position: Position) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+        sqlx::query_scalar!("SELECT recorded_at FROM events WHERE position = $1", position.0)
+            .fetch_optional(&self.pool)
+            .await
+    }
+
     /// The next events after a position, at most `limit`.
     ///
     /// # Errors

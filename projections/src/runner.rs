@@ -772,6 +772,18 @@ pub fn describe_metrics() {
         "Applying one page, commit included"
     );
     describe_counter!("botledger_projection_poisoned_total", Unit::Count, "Events that stopped a projection");
+    describe_gauge!("botledger_past_copies", Unit::Count, "Read models of the past that are kept");
+    describe_gauge!("botledger_past_bytes", Unit::Bytes, "What they take in temporary tables");
+    describe_counter!(
+        "botledger_past_builds_total",
+        Unit::Count,
+        "Read models of the past: built, failed, or refused because too many were being made"
+    );
+    describe_histogram!(
+        "botledger_past_build_seconds",
+        Unit::Seconds,
+        "Making a read model of the past, waiting included"
+    );
     describe_counter!(
         "botledger_tail_gaps_total",
         Unit::Count,

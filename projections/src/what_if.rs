@@ -2,6 +2,7 @@
 //! again, and everybody's standing is folded again with the same machine, appeals and moderators'
 //! decisions included. Nothing is written, and the same ledger gives the same answer.
 
+mod plan;
 mod replay;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
 
 use botledger_domain::{
     BotId, Position, RecordedEvent, SubjectId, TurnId, WorkspaceId,
+    account::TermsError,
     policy::{PolicyOwner, PolicyRef, PolicyTerms},
     policy_stream,
     signal::Findings,
@@ -21,12 +23,16 @@ use botledger_domain::{
     standing_stream,
 };
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 use strum::{AsRefStr, EnumString, IntoStaticStr};
 use uuid::Uuid;
 
+pub use self::plan::{
+    Demand, DemandDifference, MOST_PEOPLE, PlanReport, PlanSums, PlanWhatIf, QuotaDifference, plan_what_if,
+};
 use self::replay::{Candidate, Heard, Judged, PersonReplay};
-use crate::{PolicyTermsRow, ProjectionError, fold::Rows, log::LogRow};
+use crate::{PolicyTermsRow, ProjectionError, TurnRow, fold::Rows, log::LogRow, turn_as_of};
 
 /// Messages looked at in one question, at most.
 pub const MOST_MESSAGES: i64 = 100_000;
@@ -51,10 +57,39 @@ pub struct WhatIf {
     pub acts: bool,
 }
 
+/// An answer as far as it has come: enough to go on from, also in another process. The ledger is looked at
+/// as it stood when the answer was begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved<R> {
+    /// Everybody up to this one is in the report.
+    after: Option<Uuid>,
+    /// How many that are.
+    pub done: u64,
+    /// Of them.
+    pub report: R,
+}
+
+impl<R> Saved<R> {
+    fn begin(report: R) -> Self {
+        Self { after: None, done: 0, report }
+    }
+}
+
 /// What became of a message, as far as the policy goes: a message that passed may have been refused for
 /// its pace or a quota.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, AsRefStr, EnumString, IntoStaticStr, serde::Serialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    AsRefStr,
+    EnumString,
+    IntoStaticStr,
+    Serialize,
+    Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -77,7 +112,18 @@ pub enum Outcome {
 
 /// What the recorded facts cannot tell.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, AsRefStr, EnumString, IntoStaticStr, serde::Serialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    AsRefStr,
+    EnumString,
+    IntoStaticStr,
+    Serialize,
+    Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -92,7 +138,7 @@ pub enum Limit {
 }
 
 /// Sums of one side of the comparison.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
     /// Messages by what became of them.
     pub messages: BTreeMap<Outcome, u64>,
@@ -105,7 +151,7 @@ pub struct Sums {
 }
 
 /// A message that fares differently.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnDifference {
     pub turn: TurnId,
     pub bot: BotId,
@@ -122,7 +168,7 @@ pub struct TurnDifference {
 }
 
 /// Rungs somebody stood on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rungs {
     /// The highest, of the ladder in force.
     pub highest: LadderState,
@@ -133,7 +179,7 @@ pub struct Rungs {
 }
 
 /// A person who fares differently with a bot.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PersonDifference {
     pub bot: BotId,
     pub subject: SubjectId,
@@ -144,7 +190,7 @@ pub struct PersonDifference {
 }
 
 /// An answer.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WhatIfReport {
     /// The ledger as it stood.
     pub position: Position,
@@ -180,6 +226,17 @@ pub enum WhatIfError {
         /// How many.
         messages: i64,
     },
+    /// More people than can be looked at in one go.
+    #[error(
+        "{people} people have a quota, at most {MOST_PEOPLE} can be looked at in one request: `botledger what-if` looks at any number"
+    )]
+    TooManyPeople {
+        /// How many.
+        people: u64,
+    },
+    /// Terms that make no sense.
+    #[error("the plan makes no sense")]
+    Terms(#[source] TermsError),
     /// The read model of policies is behind that of turns.
     #[error("the read models are catching up; try again shortly")]
     Late,
@@ -207,33 +264,85 @@ struct HeardRow {
     policy_owner: Option<String>,
     policy_version: Option<i64>,
     policy_dry_run: Option<bool>,
-    findings: Option<sqlx::types::Json<Findings>>,
+    findings: Option<serde_json::Value>,
     scored_at: Option<DateTime<Utc>>,
     received_at: DateTime<Utc>,
     decided_at: Option<DateTime<Utc>>,
     created_position: i64,
+    updated_position: i64,
+}
+
+impl From<TurnRow> for HeardRow {
+    fn from(row: TurnRow) -> Self {
+        Self {
+            turn_id: row.turn_id,
+            bot_id: row.bot_id,
+            subject: row.subject,
+            refusal_kind: row.refusal_kind,
+            policy_owner: row.policy_owner,
+            policy_version: row.policy_version,
+            policy_dry_run: row.policy_dry_run,
+            findings: row.findings,
+            scored_at: row.scored_at,
+            received_at: row.received_at,
+            decided_at: row.decided_at,
+            created_position: row.created_position,
+            updated_position: row.updated_position,
+        }
+    }
 }
 
 /// Which texts a question is about.
 const ASKED: &str = "workspace = $1 AND ($2::uuid IS NULL OR bot_id = $2)
-    AND received_at >= $3 AND received_at < $4 AND ask = 'text'";
+    AND received_at >= $3 AND received_at < $4 AND ask = 'text' AND created_position <= $5";
 
-/// Answers a question.
+/// Answers a question about at most [`MOST_MESSAGES`].
 ///
 /// # Errors
 /// When the time makes no sense or holds too many messages, or the database fails.
 pub async fn what_if(pool: &PgPool, question: &WhatIf) -> Result<WhatIfReport, WhatIfError> {
+    answer(pool, question, Some(MOST_MESSAGES), None, |_, _| {}).await
+}
+
+/// Answers a question about any number of messages, or goes on answering it. `keep` is told how far it has
+/// come, now and then, and of how many people.
+///
+/// # Errors
+/// When the time makes no sense or the database fails.
+pub async fn policy_what_if(
+    pool: &PgPool,
+    question: &WhatIf,
+    saved: Option<Saved<WhatIfReport>>,
+    keep: impl FnMut(&Saved<WhatIfReport>, u64) + Send,
+) -> Result<WhatIfReport, WhatIfError> {
+    answer(pool, question, None, saved, keep).await
+}
+
+async fn answer(
+    pool: &PgPool,
+    question: &WhatIf,
+    most: Option<i64>,
+    saved: Option<Saved<WhatIfReport>>,
+    mut keep: impl FnMut(&Saved<WhatIfReport>, u64) + Send,
+) -> Result<WhatIfReport, WhatIfError> {
     if question.until <= question.from {
         return Err(WhatIfError::Backwards);
     }
     let mut tx = pool.begin().await?;
     // Turns, standings and the ledger are seen as of one moment.
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *tx).await?;
-    let upto: Option<i64> =
-        sqlx::query_scalar("SELECT position FROM projection_checkpoints WHERE name = 'turns'")
-            .fetch_optional(&mut *tx)
-            .await?;
-    let mut report = Reporter::new(question, Position(upto.unwrap_or(0)));
+    let saved = match saved {
+        Some(saved) => saved,
+        None => {
+            let shown: Option<i64> =
+                sqlx::query_scalar("SELECT position FROM projection_checkpoints WHERE name = 'turns'")
+                    .fetch_optional(&mut *tx)
+                    .await?;
+            Saved::begin(WhatIfReport { position: Position(shown.unwrap_or(0)), ..WhatIfReport::default() })
+        }
+    };
+    let mut report = Reporter::new(question, saved);
+    let position = report.saved.report.position;
     let writers: Vec<WriterRow> = sqlx::query_as(&format!(
         "SELECT bot_id, subject, count(*) AS messages FROM turns WHERE {ASKED} GROUP BY 1, 2 ORDER BY 2, 1"
     ))
@@ -241,16 +350,23 @@ pub async fn what_if(pool: &PgPool, question: &WhatIf) -> Result<WhatIfReport, W
     .bind(question.bot.map(BotId::uuid))
     .bind(question.from)
     .bind(question.until)
+    .bind(position.0)
     .fetch_all(&mut *tx)
     .await?;
     let messages = writers.iter().map(|writer| writer.messages).sum();
-    if messages > MOST_MESSAGES {
+    if most.is_some_and(|most| messages > most) {
         return Err(WhatIfError::TooMany { messages });
     }
+    let people = writers.chunk_by(|one, other| one.subject == other.subject).count() as u64;
     let mut terms = TermsOf::new(question.workspace);
-    for together in writers.chunks(TOGETHER) {
-        let mut heard = heard_from(&mut tx, question, together, &mut terms).await?;
-        let mut facts = standings_of(&mut tx, together, report.position).await?;
+    let left = writers.partition_point(|writer| Some(writer.subject) <= report.saved.after);
+    let mut left = &writers[left..];
+    while let Some(last) = left.get(TOGETHER.min(left.len()).wrapping_sub(1)).map(|writer| writer.subject) {
+        // Nobody is cut in two.
+        let (together, rest) = left.split_at(left.partition_point(|writer| writer.subject <= last));
+        left = rest;
+        let mut heard = heard_from(pool, &mut tx, question, together, position, &mut terms).await?;
+        let mut facts = standings_of(&mut tx, together, position).await?;
         for WriterRow { bot_id, subject, .. } in together {
             let who = (BotId(*bot_id), SubjectId(*subject));
             let heard = heard.remove(&who).unwrap_or_default();
@@ -259,6 +375,9 @@ pub async fn what_if(pool: &PgPool, question: &WhatIf) -> Result<WhatIfReport, W
             // Somebody else may want this thread between two people.
             tokio::task::yield_now().await;
         }
+        report.saved.after = Some(last);
+        report.saved.done += together.chunk_by(|one, other| one.subject == other.subject).count() as u64;
+        keep(&report.saved, people);
     }
     tx.rollback().await?;
     Ok(report.done())
@@ -267,9 +386,11 @@ pub async fn what_if(pool: &PgPool, question: &WhatIf) -> Result<WhatIfReport, W
 type Who = (BotId, SubjectId);
 
 async fn heard_from(
+    pool: &PgPool,
     tx: &mut PgConnection,
     question: &WhatIf,
     writers: &[WriterRow],
+    upto: Position,
     terms: &mut TermsOf,
 ) -> Result<BTreeMap<Who, Vec<Heard>>, WhatIfError> {
     let together: BTreeSet<Who> =
@@ -277,13 +398,14 @@ async fn heard_from(
     let people: Vec<Uuid> = writers.iter().map(|writer| writer.subject).collect();
     let rows: Vec<HeardRow> = sqlx::query_as(&format!(
         "SELECT turn_id, bot_id, subject, refusal_kind, policy_owner, policy_version, policy_dry_run, findings,
-             scored_at, received_at, decided_at, created_position
-         FROM turns WHERE {ASKED} AND subject = ANY($5) ORDER BY created_position"
+             scored_at, received_at, decided_at, created_position, updated_position
+         FROM turns WHERE {ASKED} AND subject = ANY($6) ORDER BY created_position"
     ))
     .bind(question.workspace.uuid())
     .bind(question.bot.map(BotId::uuid))
     .bind(question.from)
     .bind(question.until)
+    .bind(upto.0)
     .bind(people)
     .fetch_all(&mut *tx)
     .await?;
@@ -295,6 +417,11 @@ async fn heard_from(
             // The same person with another bot has another standing, and a turn of its own.
             continue;
         }
+        // It went on since the answer was begun.
+        let row = match row.updated_position > upto.0 {
+            true => turn_as_of(pool, TurnId(row.turn_id), upto).await?.map_or(row, HeardRow::from),
+            false => row,
+        };
         let policy = row.policy_owner.as_deref().and_then(|owner| {
             Some(PolicyRef {
                 owner: owner.parse().ok()?,
@@ -304,10 +431,12 @@ async fn heard_from(
         });
         let judged = match (policy, row.findings) {
             (Some(policy), Some(findings)) => {
+                let findings: Findings = serde_json::from_value(findings)
+                    .map_err(|error| WhatIfError::Read(sqlx::Error::Decode(error.into())))?;
                 let terms = terms.of(tx, policy, bot).await?;
                 // A bot's own policy stands before the workspace's, whatever that says.
                 let fixed = question.bot.is_none() && policy.owner == PolicyOwner::Bot;
-                Some(Judged { findings: findings.0, terms, policy, fixed })
+                Some(Judged { findings, terms, policy, fixed })
             }
             _ => None,
         };
@@ -406,28 +535,16 @@ impl TermsOf {
 struct Reporter<'a> {
     question: &'a WhatIf,
     candidate: Candidate<'a>,
-    position: Position,
-    report: WhatIfReport,
+    saved: Saved<WhatIfReport>,
 }
 
 impl<'a> Reporter<'a> {
-    fn new(question: &'a WhatIf, position: Position) -> Self {
-        let report = WhatIfReport {
-            position,
-            judged: 0,
-            of_other_policies: 0,
-            not_looked_at: 0,
-            limits: BTreeMap::new(),
-            before: Sums::default(),
-            after: Sums::default(),
-            turns: Vec::new(),
-            people: Vec::new(),
-        };
-        Self { question, candidate: Candidate::new(&question.terms, question.acts), position, report }
+    fn new(question: &'a WhatIf, saved: Saved<WhatIfReport>) -> Self {
+        Self { question, candidate: Candidate::new(&question.terms, question.acts), saved }
     }
 
     fn person(&mut self, (bot, subject): Who, heard: Vec<Heard>, facts: Vec<StandingEvent>) {
-        let report = &mut self.report;
+        let report = &mut self.saved.report;
         for one in &heard {
             match &one.judged {
                 None => report.not_looked_at += 1,
@@ -469,8 +586,8 @@ impl<'a> Reporter<'a> {
     }
 
     fn done(mut self) -> WhatIfReport {
-        self.report.turns.sort_by_key(|turn| turn.position);
-        self.report.people.sort_by_key(|person| person.position);
-        self.report
+        self.saved.report.turns.sort_by_key(|turn| turn.position);
+        self.saved.report.people.sort_by_key(|person| person.position);
+        self.saved.report
     }
 }

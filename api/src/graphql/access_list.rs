@@ -147,9 +147,9 @@ impl AccessEntry {
         &self.0.reason
     }
 
-    /// Whether it is in force now.
+    /// Whether it is in force now, or was then with `asOf`.
     async fn in_force(&self, ctx: &Context<'_>) -> ApiResult<bool> {
-        let now = Scope::of(ctx)?.services.app.core.clock.now();
+        let now = Scope::of(ctx)?.now();
         Ok(self.0.standing && self.0.expires_at.is_none_or(|end| now < end))
     }
 
@@ -214,7 +214,7 @@ async fn which(scope: &Scope<'_>, bot_id: Option<&ID>) -> ApiResult<Option<Which
     let workspace = scope.identity()?.workspace;
     let bot: Option<BotId> = bot_id.map(|id| NodeKind::Bot.parse(id)).transpose()?;
     if let Some(bot) = bot
-        && bot::find(scope, bot).await?.is_none()
+        && bot::find(&scope.live(), bot).await?.is_none()
     {
         return Ok(None);
     }
@@ -222,7 +222,12 @@ async fn which(scope: &Scope<'_>, bot_id: Option<&ID>) -> ApiResult<Option<Which
 }
 
 async fn find(scope: &Scope<'_>, list: WhichList) -> ApiResult<Option<AccessList>> {
-    let row = access_list(&scope.services.read, list.workspace, list.bot).await?;
+    let read = &scope.services.read;
+    if let Some(moment) = scope.moment {
+        let then = access_list_as_of(read, list.workspace, list.bot, moment.position).await?;
+        return Ok(then.map(|(row, entries)| AccessList { row, then: Some(entries) }));
+    }
+    let row = access_list(read, list.workspace, list.bot).await?;
     Ok(row.map(|row| AccessList { row, then: None }))
 }
 
@@ -258,21 +263,18 @@ impl AccessListQuery {
         as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<AccessList>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let Some(list) = which(&scope, bot_id.as_ref()).await? else { return Ok(None) };
         scope.at_least("access_lists", min_position).await?;
-        let Some(as_of) = as_of else { return find(&scope, list).await };
-        let upto = scope.position(as_of).await?;
-        let then = access_list_as_of(&scope.services.read, list.workspace, list.bot, upto).await?;
-        Ok(then.map(|(row, entries)| AccessList { row, then: Some(entries) }))
+        find(&scope, list).await
     }
 
-    /// Entries of all lists, newest target first.
+    /// Entries of all lists, newest target first; with `asOf` as they stood then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
-    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter and the position")]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter, the moment and the position")]
     async fn access_entries(
         &self,
         ctx: &Context<'_>,
@@ -281,9 +283,10 @@ impl AccessListQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<AccessEntryFilterInput>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<AccessEntry>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("access_entries")?;
         scope.at_least("access_lists", min_position).await?;
         let workspace = scope.identity()?.workspace;
@@ -303,9 +306,10 @@ impl AccessListQuery {
             kind: filter.kind.map(AccessTargetKind::wire),
             effect: filter.effect.map(|effect| Effect::from(effect).into()),
             target,
-            in_force_at: filter.in_force.then(|| scope.services.app.core.clock.now()),
+            in_force_at: filter.in_force.then(|| scope.now()),
         };
-        let rows = access_entries_page(&scope.services.read, workspace, &filter, paging.page).await?;
+        let rows =
+            access_entries_page(&scope.read("access_lists").await?, workspace, &filter, paging.page).await?;
         Ok(paging.connect(rows, EmptyFields, |row| row.created_position, AccessEntry))
     }
 }

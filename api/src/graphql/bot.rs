@@ -271,7 +271,11 @@ impl Bot {
 
 /// A bot of the caller's workspace.
 pub(super) async fn find(scope: &Scope<'_>, bot: BotId) -> ApiResult<Option<Bot>> {
-    let row = botledger_projections::bot(&scope.services.read, bot).await?;
+    let read = &scope.services.read;
+    let row = match scope.moment {
+        None => botledger_projections::bot(read, bot).await?,
+        Some(moment) => bot_as_of(read, bot, moment.position).await?,
+    };
     let workspace = scope.identity()?.workspace.uuid();
     Ok(row.filter(|row| row.workspace == workspace).map(Bot))
 }
@@ -279,7 +283,7 @@ pub(super) async fn find(scope: &Scope<'_>, bot: BotId) -> ApiResult<Option<Bot>
 /// The same for a bot that a list points to.
 pub(super) async fn pointed_to(scope: &Scope<'_>, bot: BotId) -> ApiResult<Option<Bot>> {
     let workspace = scope.identity()?.workspace.uuid();
-    Ok(scope.services.edges.bot(bot).await?.filter(|row| row.workspace == workspace).map(Bot))
+    Ok(scope.edges("bots").await?.bot(bot).await?.filter(|row| row.workspace == workspace).map(Bot))
 }
 
 #[derive(Default)]
@@ -296,21 +300,18 @@ impl BotQuery {
         as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<Bot>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let bot: BotId = NodeKind::Bot.parse(&id)?;
         scope.at_least("bots", min_position).await?;
-        let Some(as_of) = as_of else { return find(&scope, bot).await };
-        let upto = scope.position(as_of).await?;
-        let workspace = scope.identity()?.workspace.uuid();
-        let row = bot_as_of(&scope.services.read, bot, upto).await?;
-        Ok(row.filter(|row| row.workspace == workspace).map(Bot))
+        find(&scope, bot).await
     }
 
-    /// All bots, newest first.
+    /// All bots, newest first; with `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the moment and the position")]
     async fn bots(
         &self,
         ctx: &Context<'_>,
@@ -318,12 +319,13 @@ impl BotQuery {
         after: Option<String>,
         last: Option<i32>,
         before: Option<String>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<Bot>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("bots")?;
         scope.at_least("bots", min_position).await?;
-        let rows = bots_page(&scope.services.read, scope.identity()?.workspace, paging.page).await?;
+        let rows = bots_page(&scope.read("bots").await?, scope.identity()?.workspace, paging.page).await?;
         Ok(paging.connect(rows, async_graphql::connection::EmptyFields, |row| row.created_position, Bot))
     }
 }

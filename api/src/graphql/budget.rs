@@ -6,7 +6,7 @@ use botledger_projections::{BudgetRow, budgets_page};
 use chrono::{DateTime, Utc};
 
 use super::{
-    Acts, Conditions, Needs, Scope,
+    Acts, AsOf, Conditions, Needs, Scope,
     error::{ApiError, ApiResult, UserError, outcome},
     limit::{
         ExhaustedLimit, LimitInput, LimitLeft, LimitUnit, LimitWarning, PlanLimit, Raise, percents, terms,
@@ -53,7 +53,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     fn of(scope: &Scope<'_>, row: BudgetRow) -> Self {
-        Self { row, now: scope.services.app.core.clock.now() }
+        Self { row, now: scope.now() }
     }
 }
 
@@ -131,7 +131,7 @@ impl Budget {
 
 async fn find(scope: &Scope<'_>, holder: Holder) -> ApiResult<Option<Budget>> {
     let workspace = scope.identity()?.workspace;
-    let row = botledger_projections::budget(&scope.services.read, workspace, holder).await?;
+    let row = botledger_projections::budget(&scope.read("budgets").await?, workspace, holder).await?;
     Ok(row.map(|row| Budget::of(scope, row)))
 }
 
@@ -140,25 +140,27 @@ pub(crate) struct BudgetQuery;
 
 #[Object]
 impl BudgetQuery {
-    /// The budget of a holder; null when it never had one.
+    /// The budget of a holder; with `asOf` as it was then. Null when it never had one.
     #[graphql(guard = "Needs(Permission::ReadOperations)")]
     async fn budget(
         &self,
         ctx: &Context<'_>,
         holder: HolderInput,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<Budget>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let holder = holder.holder()?;
         scope.at_least("budgets", min_position).await?;
         find(&scope, holder).await
     }
 
-    /// All budgets, newest first; those that were removed among them.
+    /// All budgets, newest first; those that were removed among them. With `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the moment and the position")]
     async fn budgets(
         &self,
         ctx: &Context<'_>,
@@ -166,12 +168,14 @@ impl BudgetQuery {
         after: Option<String>,
         last: Option<i32>,
         before: Option<String>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<Budget>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("budgets")?;
         scope.at_least("budgets", min_position).await?;
-        let rows = budgets_page(&scope.services.read, scope.identity()?.workspace, paging.page).await?;
+        let rows =
+            budgets_page(&scope.read("budgets").await?, scope.identity()?.workspace, paging.page).await?;
         Ok(paging.connect(rows, EmptyFields, |row| row.head.created_position, |row| Budget::of(&scope, row)))
     }
 }

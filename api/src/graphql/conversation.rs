@@ -4,14 +4,14 @@ use async_graphql::{
     Context, ID, InputObject, Object, SimpleObject, connection::Connection, connection::EmptyFields,
 };
 use botledger_commands::Said;
-use botledger_domain::{BotId, ConversationId, Sealed, SubjectId, operator::Permission};
+use botledger_domain::{BotId, ConversationId, Position, Sealed, SubjectId, operator::Permission};
 use botledger_projections::{
     ConversationFilter, ConversationRow, SessionRow, conversations_page, sessions, turns_count,
 };
 use chrono::{DateTime, Utc};
 
 use super::{
-    Acts, Conditions, Needs, Scope,
+    Acts, AsOf, Conditions, Needs, Scope,
     bot::{self, Bot},
     error::{ApiError, ApiResult, UserError, outcome},
     or_refused,
@@ -152,13 +152,15 @@ impl Conversation {
     #[graphql(complexity = 50)]
     async fn turn_count(&self, ctx: &Context<'_>) -> ApiResult<BigInt> {
         let filter = turn::of_conversation(ConversationId(self.0.conversation));
-        Ok(BigInt(turns_count(&Scope::of(ctx)?.services.read, &filter).await?))
+        let read = Scope::of(ctx)?.read("turns").await?;
+        Ok(BigInt(turns_count(&read, &filter).await?))
     }
 
     /// Its sessions, by number.
     #[graphql(complexity = "10 * child_complexity")]
     async fn sessions(&self, ctx: &Context<'_>) -> ApiResult<Vec<ChatSession>> {
-        let rows = sessions(&Scope::of(ctx)?.services.read, ConversationId(self.0.conversation)).await?;
+        let read = Scope::of(ctx)?.read("conversations").await?;
+        let rows = sessions(&read, ConversationId(self.0.conversation)).await?;
         Ok(rows.into_iter().map(ChatSession).collect())
     }
 
@@ -180,19 +182,22 @@ impl Conversation {
         let conversation = ConversationId(self.0.conversation);
         let histories = &scope.services.app.histories;
         let limit = paging.page.limit;
+        // What was said stays as it was said: the past is what had been by then.
+        let then = scope.moment.map(|moment| Position(moment.position.0 + 1));
+        let before = [paging.page.after, then].into_iter().flatten().min();
         let (said, looked) = match search.as_deref().map(str::trim).filter(|words| !words.is_empty()) {
             Some(_) if session.is_some() => {
                 return Err(ApiError::bad_input("a search goes over all sessions; leave session out"));
             }
             Some(words) => {
                 let limit = usize::try_from(limit).unwrap_or_default();
-                let found = histories.search(conversation, words, paging.page.after, limit).await;
+                let found = histories.search(conversation, words, before, limit).await;
                 let found = found.map_err(ApiError::unavailable)?;
                 let resume_after = found.resume.map(|position| paging.cursor(position.0));
                 (found.said, Search { scanned: i32::try_from(found.scanned).ok(), resume_after })
             }
             None => {
-                let said = histories.newest(conversation, session, paging.page.after, limit).await;
+                let said = histories.newest(conversation, session, before, limit).await;
                 (said.map_err(ApiError::unavailable)?, Search::default())
             }
         };
@@ -212,7 +217,7 @@ struct Search {
 
 pub(super) async fn find(scope: &Scope<'_>, conversation: ConversationId) -> ApiResult<Option<Conversation>> {
     let workspace = scope.identity()?.workspace.uuid();
-    let row = botledger_projections::conversation(&scope.services.read, conversation).await?;
+    let row = botledger_projections::conversation(&scope.read("conversations").await?, conversation).await?;
     Ok(row.filter(|row| row.workspace == workspace).map(Conversation))
 }
 
@@ -228,26 +233,27 @@ pub(crate) struct ConversationQuery;
 
 #[Object]
 impl ConversationQuery {
-    /// One conversation.
+    /// One conversation; with `asOf` as it was then.
     #[graphql(guard = "Needs(Permission::ReadOperations)")]
     async fn conversation(
         &self,
         ctx: &Context<'_>,
         id: ID,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<Conversation>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let conversation = NodeKind::Conversation.parse(&id)?;
         scope.at_least("conversations", min_position).await?;
         find(&scope, conversation).await
     }
 
-    /// All conversations, newest first.
+    /// All conversations, newest first; with `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
-    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter and the position")]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter, the moment and the position")]
     async fn conversations(
         &self,
         ctx: &Context<'_>,
@@ -256,9 +262,10 @@ impl ConversationQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<ConversationFilterInput>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<Conversation>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("conversations")?;
         let filter = filter.unwrap_or_default();
         let filter = ConversationFilter {
@@ -267,7 +274,7 @@ impl ConversationQuery {
             subject: filter.person_id.as_ref().map(|id| NodeKind::Person.parse(id)).transpose()?,
         };
         scope.at_least("conversations", min_position).await?;
-        let rows = conversations_page(&scope.services.read, &filter, paging.page).await?;
+        let rows = conversations_page(&scope.read("conversations").await?, &filter, paging.page).await?;
         Ok(paging.connect(rows, EmptyFields, |row| row.created_position, Conversation))
     }
 }

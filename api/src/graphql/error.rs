@@ -83,6 +83,11 @@ impl ApiError {
         Self { retry_after_ms: Some(1_000), ..Self::new("UNAVAILABLE", message) }
     }
 
+    /// What is asked for is being made.
+    pub(crate) fn not_yet(message: impl Into<String>) -> Self {
+        Self { retry_after_ms: Some(1_000), ..Self::new("UNAVAILABLE", message) }
+    }
+
     #[cfg(test)]
     pub(crate) fn message(&self) -> &str {
         &self.message

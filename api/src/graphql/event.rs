@@ -10,8 +10,9 @@ use futures::{StreamExt, stream, stream::BoxStream};
 use tokio::time::Instant;
 
 use super::{
-    Needs, RequestContext, Scope,
+    AsOf, Needs, RequestContext, Scope,
     error::{ApiError, ApiResult},
+    moment::Moments,
     page::{List, Slice},
     scalars::At,
 };
@@ -187,11 +188,12 @@ impl EventQuery {
         }
     }
 
-    /// The ledger, newest first.
+    /// The ledger, newest first; with `asOf` what was in it then.
     #[graphql(
         guard = "Needs(Permission::ReadLedger)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter and the moment")]
     async fn events(
         &self,
         ctx: &Context<'_>,
@@ -200,10 +202,13 @@ impl EventQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<EventFilterInput>,
+        as_of: Option<AsOf>,
     ) -> ApiResult<List<Event>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("events")?;
-        let filter = EventFilter::from(filter.unwrap_or_default());
+        let mut filter = EventFilter::from(filter.unwrap_or_default());
+        let then = scope.moment.map(|moment| moment.position);
+        filter.upto = [filter.upto, then].into_iter().flatten().min();
         let wanted = usize::try_from(paging.page.limit).unwrap_or_default();
         let mut page = paging.page;
         let mut rows: VecDeque<RecordedEvent> = VecDeque::new();
@@ -356,6 +361,7 @@ where
         id: scope.request.id,
         identity: Some(identity.clone()),
         ip: scope.request.ip,
+        moments: Moments::default(),
     });
     let after = after.map_or_else(|| services.tail.head(), |at| at.0);
     let events: Events = services.tail.follow(after).boxed();

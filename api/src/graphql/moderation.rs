@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    Acts, Conditions, Needs, Scope,
+    Acts, AsOf, Conditions, Needs, Scope,
     bot::{self, Bot},
     error::{ApiError, ApiResult, UserError, outcome, reason},
     page::{List, Slice},
@@ -82,10 +82,9 @@ impl ModerationCase {
         CaseKind::read(&self.0.kind)
     }
 
-    /// Now: a case about a block for a while ends with the block.
+    /// Now, or then with `asOf`: a case about a block for a while ends with the block.
     async fn status(&self, ctx: &Context<'_>) -> ApiResult<CaseStatus> {
-        let now = Scope::of(ctx)?.services.app.core.clock.now();
-        CaseStatus::read(self.0.status_at(now))
+        CaseStatus::read(self.0.status_at(Scope::of(ctx)?.now()))
     }
 
     async fn bot_id(&self) -> ID {
@@ -193,7 +192,7 @@ impl ModerationCase {
         let filter = turn::of_conversation(ConversationId(about.0.conversation));
         let before = Position(self.0.created_position);
         let page = Page { after: Some(before), ..Page::newest(first.into()) };
-        let rows = turns_page(&scope.services.read, &filter, page).await?;
+        let rows = turns_page(&scope.read("turns").await?, &filter, page).await?;
         Ok(rows.into_iter().map(Turn).collect())
     }
 
@@ -214,8 +213,9 @@ impl ModerationCase {
 
 /// A case of the caller's workspace.
 async fn find(scope: &Scope<'_>, id: Uuid) -> ApiResult<Option<ModerationCase>> {
-    let Some(row) = botledger_projections::case(&scope.services.read, id).await? else { return Ok(None) };
-    Ok(bot::find(scope, BotId(row.bot_id)).await?.map(|_| ModerationCase(row)))
+    let read = scope.read("moderation").await?;
+    let Some(row) = botledger_projections::case(&read, id).await? else { return Ok(None) };
+    Ok(bot::find(&scope.live(), BotId(row.bot_id)).await?.map(|_| ModerationCase(row)))
 }
 
 /// Which cases; everything given must hold.
@@ -234,12 +234,12 @@ pub(crate) struct ModerationQuery;
 
 #[Object]
 impl ModerationQuery {
-    /// Cases that wait for a decision, newest first; others by `statuses`.
+    /// Cases that wait for a decision, newest first; others by `statuses`. With `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
-    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter and the position")]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter, the moment and the position")]
     async fn moderation_queue(
         &self,
         ctx: &Context<'_>,
@@ -248,9 +248,10 @@ impl ModerationQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<ModerationQueueFilter>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<ModerationCase>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("moderationQueue")?;
         let filter = filter.unwrap_or_default();
         let wanted = filter.bot_id.as_ref().map(|id| NodeKind::Bot.parse(id)).transpose()?;
@@ -261,21 +262,22 @@ impl ModerationQuery {
             subject: filter.person_id.as_ref().map(|id| NodeKind::Person.parse(id)).transpose()?,
             kinds: filter.kinds.map(|kinds| kinds.into_iter().map(|kind| kind.wire().to_owned()).collect()),
             statuses: Some(statuses.into_iter().map(|status| status.wire().to_owned()).collect()),
-            now: scope.services.app.core.clock.now(),
+            now: scope.now(),
         };
-        let rows = cases_page(&scope.services.read, &filter, paging.page).await?;
+        let rows = cases_page(&scope.read("moderation").await?, &filter, paging.page).await?;
         Ok(paging.connect(rows, EmptyFields, |row| row.created_position, ModerationCase))
     }
 
-    /// One case.
+    /// One case; with `asOf` as it was then.
     #[graphql(guard = "Needs(Permission::ReadOperations)")]
     async fn moderation_case(
         &self,
         ctx: &Context<'_>,
         id: ID,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<ModerationCase>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let id = NodeKind::Case.parse(&id)?;
         scope.at_least("moderation", min_position).await?;
         find(&scope, id).await

@@ -5,7 +5,7 @@ use botledger_domain::{BotId, ConversationId, OperatorId, SubjectId, TurnId, ope
 use uuid::Uuid;
 
 use super::{
-    Needs, Scope,
+    AsOf, Needs, Scope,
     bot::{self, Bot},
     conversation::{self, Conversation},
     error::{ApiError, ApiResult},
@@ -62,16 +62,21 @@ async fn own(scope: &Scope<'_>, id: Uuid) -> ApiResult<Option<Workspace>> {
 #[Object]
 impl NodeQuery {
     /// Anything by its global id; null when it does not exist for the caller. Quotas and standings are
-    /// asked for by person, budgets by their holder, cases by `moderationCase`.
+    /// asked for by person, budgets by their holder, cases by `moderationCase`. With `asOf` as it was then.
     #[graphql(guard = "Needs(Permission::ReadOperations)", complexity = "5 + child_complexity")]
-    async fn node(&self, ctx: &Context<'_>, id: ID) -> ApiResult<Option<Node>> {
-        find(&Scope::of(ctx)?, &id).await
+    async fn node(&self, ctx: &Context<'_>, id: ID, as_of: Option<AsOf>) -> ApiResult<Option<Node>> {
+        find(&Scope::then(ctx, as_of).await?, &id).await
     }
 
     /// The same for many, at most 100, in the order asked for.
     #[graphql(guard = "Needs(Permission::ReadOperations)", complexity = "ids.len() * (5 + child_complexity)")]
-    async fn nodes(&self, ctx: &Context<'_>, ids: Vec<ID>) -> ApiResult<Vec<Option<Node>>> {
-        let scope = Scope::of(ctx)?;
+    async fn nodes(
+        &self,
+        ctx: &Context<'_>,
+        ids: Vec<ID>,
+        as_of: Option<AsOf>,
+    ) -> ApiResult<Vec<Option<Node>>> {
+        let scope = Scope::then(ctx, as_of).await?;
         if ids.len() > MOST {
             return Err(ApiError::bad_input(format!("at most {MOST} ids at once")));
         }

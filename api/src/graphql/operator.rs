@@ -5,11 +5,11 @@ use botledger_domain::{
     OperatorId,
     operator::{Login, Permission, Role as DomainRole},
 };
-use botledger_projections::{OperatorRow, operators_page};
+use botledger_projections::{OperatorRow, operator_as_of, operators_page};
 use chrono::{DateTime, Utc};
 
 use super::{
-    Acts, Conditions, Needs, Scope,
+    Acts, AsOf, Conditions, Needs, Scope,
     error::{ApiError, ApiResult, UserError, outcome, reason},
     or_refused,
     page::{List, Slice},
@@ -89,7 +89,11 @@ impl Operator {
 
 pub(super) async fn find(scope: &Scope<'_>, operator: OperatorId) -> ApiResult<Option<Operator>> {
     let workspace = scope.identity()?.workspace.uuid();
-    let row = botledger_projections::operator(&scope.services.read, operator).await?;
+    let read = &scope.services.read;
+    let row = match scope.moment {
+        None => botledger_projections::operator(read, operator).await?,
+        Some(moment) => operator_as_of(read, operator, moment.position).await?,
+    };
     Ok(row.filter(|row| row.workspace == workspace).map(Operator))
 }
 
@@ -105,25 +109,27 @@ impl OperatorQuery {
         find(&scope, scope.identity()?.operator).await
     }
 
-    /// One operator.
+    /// One operator; with `asOf` as they were then.
     #[graphql(guard = "Needs(Permission::ReadLedger)")]
     async fn operator(
         &self,
         ctx: &Context<'_>,
         id: ID,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<Operator>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let operator = NodeKind::Operator.parse(&id)?;
         scope.at_least("directory", min_position).await?;
         find(&scope, operator).await
     }
 
-    /// All operators, newest first.
+    /// All operators, newest first; with `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadLedger)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the moment and the position")]
     async fn operators(
         &self,
         ctx: &Context<'_>,
@@ -131,12 +137,14 @@ impl OperatorQuery {
         after: Option<String>,
         last: Option<i32>,
         before: Option<String>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<Operator>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("operators")?;
         scope.at_least("directory", min_position).await?;
-        let rows = operators_page(&scope.services.read, scope.identity()?.workspace, paging.page).await?;
+        let rows =
+            operators_page(&scope.read("directory").await?, scope.identity()?.workspace, paging.page).await?;
         Ok(paging.connect(rows, EmptyFields, |row| row.created_position, Operator))
     }
 }

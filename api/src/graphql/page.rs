@@ -119,12 +119,34 @@ impl Paging {
 /// A list without further fields.
 pub(crate) type List<N> = Connection<Cursor, N, EmptyFields, EmptyFields>;
 
+/// The rows of a page, of rows in the order of their positions.
+pub(crate) fn cut<R: Clone>(rows: &[R], page: Page, position: impl Fn(&R) -> i64) -> Vec<R> {
+    let behind = |row: &&R| page.after.is_none_or(|after| position(row) < after.0);
+    let ahead = |row: &&R| page.before.is_none_or(|before| position(row) > before.0);
+    let wanted: Vec<&R> = rows.iter().rev().filter(behind).filter(ahead).collect();
+    let limit = usize::try_from(page.limit).unwrap_or_default();
+    let first = if page.from_end { wanted.len().saturating_sub(limit) } else { 0 };
+    wanted.into_iter().skip(first).take(limit).cloned().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn slice(first: Option<i32>, last: Option<i32>) -> Slice {
         Slice { first, last, ..Slice::default() }
+    }
+
+    #[test]
+    fn pages_of_a_list_in_memory_are_those_of_a_list_in_the_database() {
+        let rows = [1, 2, 3, 4, 5];
+        let page = |page| cut(&rows, page, |row| *row);
+        assert_eq!(page(Page::newest(3)), [5, 4, 3]);
+        assert_eq!(page(Page { after: Some(Position(3)), ..Page::newest(3) }), [2, 1]);
+        assert_eq!(page(Page { from_end: true, ..Page::newest(2) }), [2, 1]);
+        let before = Page { before: Some(Position(2)), from_end: true, ..Page::newest(2) };
+        assert_eq!(page(before), [4, 3]);
+        assert_eq!(page(Page::newest(0)), [0; 0]);
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! People, by pseudonym.
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
-use botledger_domain::{SubjectId, operator::Permission};
+use botledger_domain::{Sealed, SubjectId, operator::Permission};
 use botledger_projections::{PersonRow, people_page};
 use chrono::{DateTime, Utc};
 
 use super::{
-    Acts, Conditions, Needs, Scope,
+    Acts, AsOf, Conditions, Needs, Scope,
     error::{ApiError, ApiResult, UserError, outcome},
     or_refused,
     page::{List, Slice},
@@ -70,7 +70,8 @@ impl Person {
     #[graphql(guard = "Needs(Permission::ReadPersonal)", complexity = "5 + child_complexity")]
     async fn profile(&self, ctx: &Context<'_>) -> ApiResult<Option<Profile>> {
         let scope = Scope::of(ctx)?;
-        let profile = scope.services.app.subjects.profile(SubjectId(self.0.subject)).await;
+        let sealed: Sealed = serde_json::from_value(self.0.profile.clone()).map_err(ApiError::broken)?;
+        let profile = scope.services.app.subjects.open_profile(&sealed).await;
         Ok(profile.map_err(ApiError::unavailable)?.map(|profile| Profile {
             telegram_id: BigInt(profile.telegram_id),
             first_name: profile.first_name,
@@ -83,21 +84,27 @@ impl Person {
     #[graphql(guard = "Needs(Permission::ReadOperations)", complexity = 5)]
     async fn quota(&self, ctx: &Context<'_>) -> ApiResult<Option<Quota>> {
         let scope = Scope::of(ctx)?;
-        Ok(scope.services.edges.quota(SubjectId(self.0.subject)).await?.map(Quota))
+        Ok(scope.edges("quotas").await?.quota(SubjectId(self.0.subject)).await?.map(Quota))
     }
 }
 
 /// A person of the caller's workspace.
 pub(super) async fn find(scope: &Scope<'_>, subject: SubjectId) -> ApiResult<Option<Person>> {
     let workspace = scope.identity()?.workspace.uuid();
-    let row = botledger_projections::person(&scope.services.read, subject).await?;
+    let row = botledger_projections::person(&scope.read("people").await?, subject).await?;
     Ok(row.filter(|row| row.workspace == workspace).map(Person))
 }
 
 /// The same for a person that a list points to.
 pub(super) async fn pointed_to(scope: &Scope<'_>, subject: SubjectId) -> ApiResult<Option<Person>> {
     let workspace = scope.identity()?.workspace.uuid();
-    Ok(scope.services.edges.person(subject).await?.filter(|row| row.workspace == workspace).map(Person))
+    Ok(scope
+        .edges("people")
+        .await?
+        .person(subject)
+        .await?
+        .filter(|row| row.workspace == workspace)
+        .map(Person))
 }
 
 #[derive(Default)]
@@ -105,20 +112,27 @@ pub(crate) struct PersonQuery;
 
 #[Object]
 impl PersonQuery {
-    /// One person.
+    /// One person; with `asOf` as they were then.
     #[graphql(guard = "Needs(Permission::ReadOperations)")]
-    async fn person(&self, ctx: &Context<'_>, id: ID, min_position: Option<At>) -> ApiResult<Option<Person>> {
-        let scope = Scope::of(ctx)?;
+    async fn person(
+        &self,
+        ctx: &Context<'_>,
+        id: ID,
+        as_of: Option<AsOf>,
+        min_position: Option<At>,
+    ) -> ApiResult<Option<Person>> {
+        let scope = Scope::then(ctx, as_of).await?;
         let subject = NodeKind::Person.parse(&id)?;
         scope.at_least("people", min_position).await?;
         find(&scope, subject).await
     }
 
-    /// Everybody who wrote, newest first.
+    /// Everybody who wrote, newest first; with `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the moment and the position")]
     async fn people(
         &self,
         ctx: &Context<'_>,
@@ -126,12 +140,14 @@ impl PersonQuery {
         after: Option<String>,
         last: Option<i32>,
         before: Option<String>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<Person>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("people")?;
         scope.at_least("people", min_position).await?;
-        let rows = people_page(&scope.services.read, scope.identity()?.workspace, paging.page).await?;
+        let rows =
+            people_page(&scope.read("people").await?, scope.identity()?.workspace, paging.page).await?;
         Ok(paging.connect(rows, EmptyFields, |row| row.created_position, Person))
     }
 }

@@ -14,8 +14,8 @@ use botledger_domain::{
     policy_stream,
 };
 use botledger_projections::{
-    EventFilter, PolicyRow, PolicyVersionFilter, PolicyVersionRow, policy, policy_as_of, policy_terms,
-    policy_versions_by_ids, policy_versions_page,
+    EventFilter, PolicyRow, PolicyVersionFilter, PolicyVersionRow, bot_as_of, policy, policy_as_of,
+    policy_in_force_as_of, policy_terms, policy_versions_by_ids, policy_versions_page,
 };
 use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
@@ -68,6 +68,7 @@ impl PolicyVersion {
     /// What it says.
     #[graphql(complexity = "40 + child_complexity")]
     async fn terms(&self, ctx: &Context<'_>) -> ApiResult<PolicyTerms> {
+        // A version never changes.
         let read = &Scope::of(ctx)?.services.read;
         let terms = policy_terms(read, self.0.policy_id, self.0.version).await?;
         PolicyTerms::read(&terms.ok_or_else(ApiError::away)?)
@@ -80,7 +81,7 @@ impl PolicyVersion {
 
     /// Whether it only watches now: it is in force, and its dry run is not over.
     async fn watches(&self, ctx: &Context<'_>) -> ApiResult<bool> {
-        let now = Scope::of(ctx)?.services.app.core.clock.now();
+        let now = Scope::of(ctx)?.now();
         Ok(self.0.ended_at.is_none() && self.0.trial().is_dry_run(now))
     }
 
@@ -139,7 +140,7 @@ pub(super) async fn version_pointed_to(
     version: i64,
 ) -> ApiResult<Option<PolicyVersion>> {
     let workspace = scope.identity()?.workspace.uuid();
-    let row = scope.services.edges.policy_version(policy, version).await?;
+    let row = scope.edges("policies").await?.policy_version(policy, version).await?;
     Ok(row.filter(|row| row.workspace == workspace).map(PolicyVersion))
 }
 
@@ -222,7 +223,7 @@ impl EffectivePolicy {
 
 impl EffectivePolicy {
     fn reference(&self, ctx: &Context<'_>) -> ApiResult<botledger_domain::policy::PolicyRef> {
-        Ok(self.policy.reference(Scope::of(ctx)?.services.app.core.clock.now()))
+        Ok(self.policy.reference(Scope::of(ctx)?.now()))
     }
 }
 
@@ -247,12 +248,16 @@ async fn whose(scope: &Scope<'_>, bot_id: Option<&ID>) -> ApiResult<Option<Optio
     let Some(bot) = bot_id.map(|id| NodeKind::Bot.parse::<BotId>(id)).transpose()? else {
         return Ok(Some(None));
     };
-    Ok(bot::find(scope, bot).await?.map(|_| Some(bot)))
+    Ok(bot::find(&scope.live(), bot).await?.map(|_| Some(bot)))
 }
 
 async fn find(scope: &Scope<'_>, bot: Option<BotId>) -> ApiResult<Option<Policy>> {
-    let read = &scope.services.read;
-    let Some(row) = policy(read, scope.identity()?.workspace, bot).await? else { return Ok(None) };
+    let (read, workspace) = (&scope.services.read, scope.identity()?.workspace);
+    if let Some(moment) = scope.moment {
+        let then = policy_as_of(read, workspace, bot, moment.position).await?;
+        return Ok(then.map(|(row, in_force)| Policy { row, in_force }));
+    }
+    let Some(row) = policy(read, workspace, bot).await? else { return Ok(None) };
     let in_force = match row.version {
         Some(version) => policy_versions_by_ids(read, &[(row.policy_id, version)]).await?.pop(),
         None => None,
@@ -287,38 +292,37 @@ impl PolicyQuery {
         as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<Policy>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let Some(bot) = whose(&scope, bot_id.as_ref()).await? else { return Ok(None) };
         scope.at_least("policies", min_position).await?;
-        let Some(as_of) = as_of else { return find(&scope, bot).await };
-        let upto = scope.position(as_of).await?;
-        let then = policy_as_of(&scope.services.read, scope.identity()?.workspace, bot, upto).await?;
-        Ok(then.map(|(row, in_force)| Policy { row, in_force }))
+        find(&scope, bot).await
     }
 
-    /// One version of the workspace's policy, or of a bot's.
+    /// One version of the workspace's policy, or of a bot's; with `asOf` as it stood then.
     #[graphql(guard = "Needs(Permission::ReadOperations)")]
     async fn policy_version(
         &self,
         ctx: &Context<'_>,
         bot_id: Option<ID>,
         version: i32,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<PolicyVersion>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let Some(bot) = whose(&scope, bot_id.as_ref()).await? else { return Ok(None) };
         scope.at_least("policies", min_position).await?;
         let policy = policy_stream(scope.identity()?.workspace, bot);
-        let found = policy_versions_by_ids(&scope.services.read, &[(policy, version.into())]).await?;
+        let found =
+            policy_versions_by_ids(&scope.read("policies").await?, &[(policy, version.into())]).await?;
         Ok(found.into_iter().next().map(PolicyVersion))
     }
 
-    /// Versions of all policies, newest first.
+    /// Versions of all policies, newest first; with `asOf` as they stood then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
-    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter and the position")]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter, the moment and the position")]
     async fn policy_versions(
         &self,
         ctx: &Context<'_>,
@@ -327,9 +331,10 @@ impl PolicyQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<PolicyVersionFilterInput>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<PolicyVersion>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("policy_versions")?;
         let filter = filter.unwrap_or_default();
         scope.at_least("policies", min_position).await?;
@@ -343,17 +348,38 @@ impl PolicyQuery {
             policy: one.then(|| policy_stream(workspace, bot)),
             in_force: filter.in_force,
         };
-        let rows = policy_versions_page(&scope.services.read, workspace, &filter, paging.page).await?;
+        let rows =
+            policy_versions_page(&scope.read("policies").await?, workspace, &filter, paging.page).await?;
         Ok(paging.connect(rows, EmptyFields, |row| row.created_position, PolicyVersion))
     }
 
-    /// What judges a bot's messages now; a second old at most. Null when there is no such bot.
+    /// What judges a bot's messages now, a second old at most; with `asOf` what judged them then. Null
+    /// when there is no such bot.
     #[graphql(guard = "Needs(Permission::ReadOperations)", complexity = "5 + child_complexity")]
-    async fn effective_policy(&self, ctx: &Context<'_>, bot_id: ID) -> ApiResult<Option<EffectivePolicy>> {
-        let scope = Scope::of(ctx)?;
+    async fn effective_policy(
+        &self,
+        ctx: &Context<'_>,
+        bot_id: ID,
+        as_of: Option<AsOf>,
+    ) -> ApiResult<Option<EffectivePolicy>> {
+        let scope = Scope::then(ctx, as_of).await?;
         let Some(Some(bot)) = whose(&scope, Some(&bot_id)).await? else { return Ok(None) };
-        let policies = &scope.services.app.policies;
-        let policy = policies.effective(scope.identity()?.workspace, bot).await;
+        let workspace = scope.identity()?.workspace;
+        if let Some(moment) = scope.moment {
+            let read = &scope.services.read;
+            if bot_as_of(read, bot, moment.position).await?.is_none() {
+                return Ok(None);
+            }
+            let mut policy = Effective::built_in();
+            for (owner, of) in [(Owner::Bot, Some(bot)), (Owner::Workspace, None)] {
+                if let Some(then) = policy_in_force_as_of(read, workspace, of, moment.position).await? {
+                    policy = Effective::published(owner, policy_stream(workspace, of), then);
+                    break;
+                }
+            }
+            return Ok(Some(EffectivePolicy { policy, bot }));
+        }
+        let policy = scope.services.app.policies.effective(workspace, bot).await;
         Ok(Some(EffectivePolicy { policy: policy.map_err(ApiError::unavailable)?, bot }))
     }
 }
@@ -528,7 +554,7 @@ impl PolicySubscription {
         follow(ctx, after, filter, Permission::ReadOperations, |followed: Followed| async move {
             let id = Uuid::try_parse(&followed.event.aggregate_id).map_err(ApiError::unavailable)?;
             let Followed { services, request, event } = followed;
-            let scope = Scope { services: &services, request: &request };
+            let scope = Scope { services: &services, request: &request, moment: None };
             scope.at_least("policies", Some(event.position.into())).await?;
             let row = botledger_projections::policy_by_id(&services.read, id).await?;
             let policy = match row {

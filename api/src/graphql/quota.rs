@@ -1,5 +1,7 @@
 //! Quotas: what people may use and have used.
 
+mod what_if;
+
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, connection::EmptyFields};
 use botledger_domain::{
     PlanName, SubjectId,
@@ -9,6 +11,7 @@ use botledger_domain::{
 use botledger_projections::{QuotaRow, quota_as_of, quota_of, quotas_page};
 use chrono::{DateTime, Utc};
 
+pub(crate) use self::what_if::PlanWhatIfQuery;
 use super::{
     Acts, AsOf, Conditions, Needs, Scope,
     error::{ApiError, ApiResult, UserError, outcome, reason},
@@ -137,9 +140,12 @@ impl Quota {
 }
 
 async fn find(scope: &Scope<'_>, subject: SubjectId) -> ApiResult<Option<Quota>> {
-    let workspace = scope.identity()?.workspace.uuid();
-    let row = quota_of(&scope.services.read, subject).await?;
-    Ok(row.filter(|row| row.workspace == workspace).map(Quota))
+    let (read, workspace) = (&scope.services.read, scope.identity()?.workspace);
+    let row = match scope.moment {
+        None => quota_of(read, subject).await?,
+        Some(moment) => quota_as_of(read, workspace, subject, moment.position).await?,
+    };
+    Ok(row.filter(|row| row.workspace == workspace.uuid()).map(Quota))
 }
 
 #[derive(Default)]
@@ -156,20 +162,18 @@ impl QuotaQuery {
         as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<Quota>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let subject: SubjectId = NodeKind::Person.parse(&person_id)?;
         scope.at_least("quotas", min_position).await?;
-        let Some(as_of) = as_of else { return find(&scope, subject).await };
-        let upto = scope.position(as_of).await?;
-        let workspace = scope.identity()?.workspace;
-        Ok(quota_as_of(&scope.services.read, workspace, subject, upto).await?.map(Quota))
+        find(&scope, subject).await
     }
 
-    /// All quotas, newest first.
+    /// All quotas, newest first; with `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the moment and the position")]
     async fn quotas(
         &self,
         ctx: &Context<'_>,
@@ -177,12 +181,14 @@ impl QuotaQuery {
         after: Option<String>,
         last: Option<i32>,
         before: Option<String>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<Quota>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("quotas")?;
         scope.at_least("quotas", min_position).await?;
-        let rows = quotas_page(&scope.services.read, scope.identity()?.workspace, paging.page).await?;
+        let rows =
+            quotas_page(&scope.read("quotas").await?, scope.identity()?.workspace, paging.page).await?;
         Ok(paging.connect(rows, EmptyFields, |row| row.created_position, Quota))
     }
 }

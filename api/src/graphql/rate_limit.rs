@@ -171,9 +171,9 @@ impl RateOverride {
         &self.0.reason
     }
 
-    /// Whether it is in force now.
+    /// Whether it is in force now, or was then with `asOf`.
     async fn in_force(&self, ctx: &Context<'_>) -> ApiResult<bool> {
-        let now = Scope::of(ctx)?.services.app.core.clock.now();
+        let now = Scope::of(ctx)?.now();
         Ok(self.0.standing && self.0.expires_at.is_none_or(|end| now < end))
     }
 
@@ -234,7 +234,7 @@ async fn subject(
         }
         RateSubjectKind::Operator => {
             let operator: OperatorId = NodeKind::Operator.parse(id()?)?;
-            if operator::find(scope, operator).await?.is_none() {
+            if operator::find(&scope.live(), operator).await?.is_none() {
                 return Ok(None);
             }
             (RateSubject::operator(operator), None)
@@ -245,7 +245,7 @@ async fn subject(
         }
     };
     if let Some(bot) = bot
-        && bot::find(scope, bot).await?.is_none()
+        && bot::find(&scope.live(), bot).await?.is_none()
     {
         return Ok(None);
     }
@@ -253,8 +253,12 @@ async fn subject(
 }
 
 async fn find(scope: &Scope<'_>, subject: &RateSubject) -> ApiResult<Option<RateOverride>> {
-    let workspace = scope.identity()?.workspace;
-    Ok(rate_override(&scope.services.read, workspace, subject).await?.map(RateOverride))
+    let (read, workspace) = (&scope.services.read, scope.identity()?.workspace);
+    let row = match scope.moment {
+        None => rate_override(read, workspace, subject).await?,
+        Some(moment) => rate_override_as_of(read, workspace, subject, moment.position).await?,
+    };
+    Ok(row.map(RateOverride))
 }
 
 #[derive(Default)]
@@ -289,22 +293,19 @@ impl RateLimitQuery {
         as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<RateOverride>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let Some((subject, _)) = self::subject(&scope, &subject).await? else { return Ok(None) };
         scope.at_least("rate_overrides", min_position).await?;
-        let Some(as_of) = as_of else { return find(&scope, &subject).await };
-        let upto = scope.position(as_of).await?;
-        let workspace = scope.identity()?.workspace;
-        let row = rate_override_as_of(&scope.services.read, workspace, &subject, upto).await?;
-        Ok(row.map(RateOverride))
+        find(&scope, &subject).await
     }
 
     /// Overrides, newest subject first; `inForce: true` leaves out those that were removed or ran out.
+    /// With `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
-    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter and the position")]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter, the moment and the position")]
     async fn rate_overrides(
         &self,
         ctx: &Context<'_>,
@@ -313,14 +314,16 @@ impl RateLimitQuery {
         last: Option<i32>,
         before: Option<String>,
         #[graphql(default = true)] in_force: bool,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<RateOverride>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("rate_overrides")?;
         scope.at_least("rate_overrides", min_position).await?;
-        let now = in_force.then(|| scope.services.app.core.clock.now());
+        let now = in_force.then(|| scope.now());
         let workspace = scope.identity()?.workspace;
-        let rows = rate_overrides_page(&scope.services.read, workspace, now, paging.page).await?;
+        let rows =
+            rate_overrides_page(&scope.read("rate_overrides").await?, workspace, now, paging.page).await?;
         Ok(paging.connect(rows, EmptyFields, |row| row.created_position, RateOverride))
     }
 }

@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject, Subscription, connection::EmptyFields};
 use botledger_domain::{
-    BotId, Position, SubjectId,
+    BotId, SubjectId,
     operator::Permission,
     standing::{self as domain, Appealable, Explanation, Verdict},
 };
@@ -347,21 +347,11 @@ pub(super) async fn scorings(
     slice: Slice,
 ) -> ApiResult<List<Scoring>> {
     let paging = slice.of("scorings")?;
-    let rows = scorings_page(&scope.services.read, &filter, paging.page).await?;
+    let rows = scorings_page(&scope.read("moderation").await?, &filter, paging.page).await?;
     Ok(paging.connect(rows, EmptyFields, |row| row.created_position, Scoring))
 }
 
-pub(crate) struct Standing {
-    row: StandingRow,
-    /// The moment it is shown as of; the present one when absent.
-    as_of: Option<Position>,
-}
-
-impl Standing {
-    fn now(row: StandingRow) -> Self {
-        Self { row, as_of: None }
-    }
-}
+pub(crate) struct Standing(StandingRow);
 
 /// A person's standing with a bot as of its last event: what messages earned, what moderators decided.
 /// Blocks may have run out and points faded since; `explanation` is about the moment.
@@ -369,43 +359,39 @@ impl Standing {
 impl Standing {
     /// `standing:…`
     async fn id(&self) -> ID {
-        NodeKind::Standing.id(self.row.standing_id)
+        NodeKind::Standing.id(self.0.standing_id)
     }
 
     async fn bot_id(&self) -> ID {
-        NodeKind::Bot.id(self.row.bot_id)
+        NodeKind::Bot.id(self.0.bot_id)
     }
 
     async fn person_id(&self) -> ID {
-        NodeKind::Person.id(self.row.subject)
+        NodeKind::Person.id(self.0.subject)
     }
 
     #[graphql(complexity = 5)]
     async fn person(&self, ctx: &Context<'_>) -> ApiResult<Option<Person>> {
-        person::pointed_to(&Scope::of(ctx)?, SubjectId(self.row.subject)).await
+        person::pointed_to(&Scope::of(ctx)?, SubjectId(self.0.subject)).await
     }
 
     /// The rung of the ladder; a moderator's block makes it blocked.
     async fn state(&self) -> ApiResult<StandingState> {
-        if self.row.blocked {
-            Ok(StandingState::Blocked)
-        } else {
-            StandingState::read(&self.row.ladder_state)
-        }
+        if self.0.blocked { Ok(StandingState::Blocked) } else { StandingState::read(&self.0.ladder_state) }
     }
 
     /// By a moderator or the score.
     async fn blocked(&self) -> bool {
-        self.row.blocked || matches!(self.row.ladder_state.as_str(), "temp_blocked" | "blocked")
+        self.0.blocked || matches!(self.0.ladder_state.as_str(), "temp_blocked" | "blocked")
     }
 
     /// What decided the block; a moderator where both did.
     async fn block_cause(&self) -> ApiResult<Option<BlockCause>> {
-        if self.row.blocked {
+        if self.0.blocked {
             return Ok(Some(BlockCause::Moderator));
         }
-        let cause = match self.row.ladder_state.as_str() {
-            "blocked" => self.row.block_cause.as_deref(),
+        let cause = match self.0.ladder_state.as_str() {
+            "blocked" => self.0.block_cause.as_deref(),
             "temp_blocked" => Some("score"),
             _ => None,
         };
@@ -414,97 +400,95 @@ impl Standing {
 
     /// Why, as a moderator told the person; empty while none has.
     async fn reason(&self) -> &str {
-        &self.row.reason
+        &self.0.reason
     }
 
     /// End of the block; null when it has none.
     async fn blocked_until(&self) -> Option<DateTime<Utc>> {
-        if self.row.blocked { self.row.blocked_until } else { self.row.ladder_until }
+        if self.0.blocked { self.0.blocked_until } else { self.0.ladder_until }
     }
 
     async fn drift_milli(&self) -> BigInt {
-        BigInt(self.row.drift)
+        BigInt(self.0.drift)
     }
 
     async fn violation_milli(&self) -> BigInt {
-        BigInt(self.row.violation)
+        BigInt(self.0.violation)
     }
 
     /// Both lanes together.
     async fn score_milli(&self) -> BigInt {
-        BigInt(self.row.drift.saturating_add(self.row.violation))
+        BigInt(self.0.drift.saturating_add(self.0.violation))
     }
 
     /// The rung on the ladder of a policy on trial, which restricts nobody.
     async fn trial_state(&self) -> ApiResult<StandingState> {
-        StandingState::read(&self.row.trial_state)
+        StandingState::read(&self.0.trial_state)
     }
 
     async fn trial_score_milli(&self) -> BigInt {
-        BigInt(self.row.trial_score)
+        BigInt(self.0.trial_score)
     }
 
     /// So far.
     async fn warnings(&self) -> BigInt {
-        BigInt(self.row.warnings)
+        BigInt(self.0.warnings)
     }
 
     /// Blocks for a while so far.
     async fn temp_blocks(&self) -> BigInt {
-        BigInt(self.row.temp_blocks)
+        BigInt(self.0.temp_blocks)
     }
 
     /// Of the last scoring; null before any.
     async fn policy_version(&self) -> Option<i32> {
-        self.row.policy_version
+        self.0.policy_version
     }
 
     /// Hash of the model of the last scoring; empty when none took part.
     async fn model_version(&self) -> Option<&str> {
-        self.row.model_version.as_deref()
+        self.0.model_version.as_deref()
     }
 
     async fn scored_at(&self) -> Option<DateTime<Utc>> {
-        self.row.scored_at
+        self.0.scored_at
     }
 
     /// When the appeal was filed that waits for a decision.
     async fn appealed_at(&self) -> Option<DateTime<Utc>> {
-        self.row.appealed_at
+        self.0.appealed_at
     }
 
     /// No appeal may be filed before: one was denied.
     async fn appealable_from(&self) -> Option<DateTime<Utc>> {
-        self.row.appealable_from
+        self.0.appealable_from
     }
 
     /// Operator who decided last; null while only the score did.
     async fn changed_by(&self) -> Option<ID> {
-        self.row.changed_by.map(|by| NodeKind::Operator.id(by))
+        self.0.changed_by.map(|by| NodeKind::Operator.id(by))
     }
 
     async fn changed_at(&self) -> DateTime<Utc> {
-        self.row.changed_at
+        self.0.changed_at
     }
 
     /// Of its last event.
     async fn position(&self) -> At {
-        self.row.updated_position.into()
+        self.0.updated_position.into()
     }
 
     /// Why the person stands where they stand now, or stood then with `asOf`.
     #[graphql(complexity = "20 + child_complexity")]
     async fn explanation(&self, ctx: &Context<'_>) -> ApiResult<StandingExplanation> {
         let scope = Scope::of(ctx)?;
-        let (bot, subject) = (BotId(self.row.bot_id), SubjectId(self.row.subject));
-        let Some(upto) = self.as_of else {
-            let now = scope.services.app.core.clock.now();
+        let (bot, subject) = (BotId(self.0.bot_id), SubjectId(self.0.subject));
+        let Some(moment) = scope.moment else {
             let why = scope.services.app.standings.explain(bot, subject).await;
-            return StandingExplanation::read(why.map_err(ApiError::unavailable)?, now);
+            return StandingExplanation::read(why.map_err(ApiError::unavailable)?, scope.now());
         };
-        let then = standing_state_as_of(&scope.services.read, bot, subject, upto).await?;
-        let (state, moment) = then.ok_or_else(ApiError::internal)?;
-        StandingExplanation::read(state.explain(moment), moment)
+        let then = standing_state_as_of(&scope.services.read, bot, subject, moment.position).await?;
+        StandingExplanation::read(then.ok_or_else(ApiError::internal)?.explain(moment.at), moment.at)
     }
 
     /// The messages that moved the ladder, newest first; `offending` leaves clean ones out.
@@ -517,7 +501,7 @@ impl Standing {
         offending: Option<bool>,
         dry_run: Option<bool>,
     ) -> ApiResult<List<Scoring>> {
-        let filter = ScoringFilter { standing: Some(self.row.standing_id), turn: None, offending, dry_run };
+        let filter = ScoringFilter { standing: Some(self.0.standing_id), turn: None, offending, dry_run };
         scorings(&Scope::of(ctx)?, filter, Slice { first, after, ..Slice::default() }).await
     }
 }
@@ -525,16 +509,23 @@ impl Standing {
 /// Bots of the caller's workspace: the wanted one, or all of them.
 pub(super) async fn own_bots(scope: &Scope<'_>, wanted: Option<BotId>) -> ApiResult<Vec<Uuid>> {
     match wanted {
-        Some(bot) => Ok(bot::find(scope, bot).await?.map(|found| found.0.bot_id).into_iter().collect()),
+        Some(bot) => {
+            Ok(bot::find(&scope.live(), bot).await?.map(|found| found.0.bot_id).into_iter().collect())
+        }
         None => Ok(bot_ids(&scope.services.read, scope.identity()?.workspace).await?),
     }
 }
 
 pub(super) async fn find(scope: &Scope<'_>, bot: BotId, subject: SubjectId) -> ApiResult<Option<Standing>> {
-    if bot::find(scope, bot).await?.is_none() {
+    if bot::find(&scope.live(), bot).await?.is_none() {
         return Ok(None);
     }
-    Ok(botledger_projections::standing(&scope.services.read, bot, subject).await?.map(Standing::now))
+    let read = &scope.services.read;
+    let row = match scope.moment {
+        None => botledger_projections::standing(read, bot, subject).await?,
+        Some(moment) => standing_as_of(read, bot, subject, moment.position).await?,
+    };
+    Ok(row.map(Standing))
 }
 
 /// Which standings.
@@ -566,25 +557,19 @@ impl StandingQuery {
         as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<Standing>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let bot: BotId = NodeKind::Bot.parse(&bot_id)?;
         let subject: SubjectId = NodeKind::Person.parse(&person_id)?;
         scope.at_least("standings", min_position).await?;
-        let Some(as_of) = as_of else { return find(&scope, bot, subject).await };
-        if bot::find(&scope, bot).await?.is_none() {
-            return Ok(None);
-        }
-        let upto = scope.position(as_of).await?;
-        let row = standing_as_of(&scope.services.read, bot, subject, upto).await?;
-        Ok(row.map(|row| Standing { row, as_of: Some(upto) }))
+        find(&scope, bot, subject).await
     }
 
-    /// All standings, newest first.
+    /// All standings, newest first; with `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
-    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter and the position")]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter, the moment and the position")]
     async fn standings(
         &self,
         ctx: &Context<'_>,
@@ -593,9 +578,10 @@ impl StandingQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<StandingFilterInput>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<List<Standing>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("standings")?;
         let filter = filter.unwrap_or_default();
         scope.at_least("standings", min_position).await?;
@@ -609,8 +595,8 @@ impl StandingQuery {
                 .map(|states| states.into_iter().map(|state| state.wire().to_owned()).collect()),
             appealing: filter.appealing,
         };
-        let rows = standings_page(&scope.services.read, &filter, paging.page).await?;
-        Ok(paging.connect(rows, EmptyFields, |row| row.created_position, Standing::now))
+        let rows = standings_page(&scope.read("standings").await?, &filter, paging.page).await?;
+        Ok(paging.connect(rows, EmptyFields, |row| row.created_position, Standing))
     }
 }
 
@@ -814,7 +800,7 @@ impl StandingSubscription {
         follow(ctx, after, filter, Permission::ReadOperations, move |followed: Followed| async move {
             let id = Uuid::try_parse(&followed.event.aggregate_id).map_err(ApiError::unavailable)?;
             let Followed { services, request, event } = followed;
-            let scope = Scope { services: &services, request: &request };
+            let scope = Scope { services: &services, request: &request, moment: None };
             for read_model in ["standings", "moderation"] {
                 scope.at_least(read_model, Some(event.position.into())).await?;
             }
@@ -829,7 +815,7 @@ impl StandingSubscription {
             Ok(Some(StandingChange {
                 position: event.position.into(),
                 event_type: event.event_type.clone(),
-                standing: row.map(Standing::now),
+                standing: row.map(Standing),
                 case: opened.map(ModerationCase),
             }))
         })

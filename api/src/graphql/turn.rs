@@ -405,7 +405,11 @@ pub(super) async fn open(scope: &Scope<'_>, body: Option<uuid::Uuid>) -> ApiResu
 /// A turn of the caller's workspace.
 pub(super) async fn find(scope: &Scope<'_>, turn: TurnId) -> ApiResult<Option<Turn>> {
     let workspace = scope.identity()?.workspace.uuid();
-    let row = botledger_projections::turn(&scope.services.read, turn).await?;
+    let read = &scope.services.read;
+    let row = match scope.moment {
+        None => botledger_projections::turn(read, turn).await?,
+        Some(moment) => turn_as_of(read, turn, moment.position).await?,
+    };
     Ok(row.filter(|row| row.workspace == workspace).map(Turn))
 }
 
@@ -469,7 +473,8 @@ impl TurnTotals {
     /// How many turns pass the filter.
     #[graphql(complexity = 50)]
     async fn total_count(&self, ctx: &Context<'_>) -> ApiResult<BigInt> {
-        Ok(BigInt(turns_count(&Scope::of(ctx)?.services.read, &self.0).await?))
+        let read = Scope::of(ctx)?.read("turns").await?;
+        Ok(BigInt(turns_count(&read, &self.0).await?))
     }
 }
 
@@ -487,22 +492,18 @@ impl TurnQuery {
         as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Option<Turn>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let turn: TurnId = NodeKind::Turn.parse(&id)?;
         scope.at_least("turns", min_position).await?;
-        let Some(as_of) = as_of else { return find(&scope, turn).await };
-        let upto = scope.position(as_of).await?;
-        let workspace = scope.identity()?.workspace.uuid();
-        let row = turn_as_of(&scope.services.read, turn, upto).await?;
-        Ok(row.filter(|row| row.workspace == workspace).map(Turn))
+        find(&scope, turn).await
     }
 
-    /// All turns, newest first.
+    /// All turns, newest first; with `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
         complexity = "super::page_cost(first, last) * child_complexity"
     )]
-    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter and the position")]
+    #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter, the moment and the position")]
     async fn turns(
         &self,
         ctx: &Context<'_>,
@@ -511,13 +512,14 @@ impl TurnQuery {
         last: Option<i32>,
         before: Option<String>,
         filter: Option<TurnFilterInput>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Connection<Cursor, Turn, TurnTotals>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let paging = Slice { first, after, last, before }.of("turns")?;
         let filter = filter.unwrap_or_default().read(&scope)?;
         scope.at_least("turns", min_position).await?;
-        let rows = turns_page(&scope.services.read, &filter, paging.page).await?;
+        let rows = turns_page(&scope.read("turns").await?, &filter, paging.page).await?;
         Ok(paging.connect(rows, TurnTotals(filter), |row| row.created_position, Turn))
     }
 }
@@ -614,7 +616,7 @@ impl TurnSubscription {
         follow(ctx, after, filter, Permission::ReadOperations, move |followed: Followed| async move {
             let turn = TurnId::parse(&followed.event.aggregate_id).map_err(ApiError::unavailable)?;
             let Followed { services, request, event } = followed;
-            let scope = Scope { services: &services, request: &request };
+            let scope = Scope { services: &services, request: &request, moment: None };
             scope.at_least("turns", Some(event.position.into())).await?;
             let turn = find(&scope, turn).await?;
             // An update that needs no answer is in the event log only.

@@ -6,7 +6,7 @@ use botledger_projections::{Grain as RowGrain, UsageRow, usage};
 use chrono::{DateTime, Utc};
 
 use super::{
-    Needs, Scope,
+    AsOf, Needs, Scope,
     error::{ApiError, ApiResult},
     scalars::{At, BigInt, NodeKind},
 };
@@ -94,8 +94,9 @@ pub(crate) struct UsageQuery;
 
 #[Object]
 impl UsageQuery {
-    /// Sums between two moments, oldest first; at most 10,000 rows.
+    /// Sums between two moments, oldest first; at most 10,000 rows. With `asOf` what was known then.
     #[graphql(guard = "Needs(Permission::ReadUsage)", complexity = "1_000 + 100 * child_complexity")]
+    #[expect(clippy::too_many_arguments, reason = "the time, what of it, the moment and the position")]
     async fn usage(
         &self,
         ctx: &Context<'_>,
@@ -103,16 +104,17 @@ impl UsageQuery {
         #[graphql(desc = "At or after.")] from: DateTime<Utc>,
         #[graphql(desc = "Before.")] until: DateTime<Utc>,
         bot_id: Option<ID>,
+        as_of: Option<AsOf>,
         min_position: Option<At>,
     ) -> ApiResult<Vec<Usage>> {
-        let scope = Scope::of(ctx)?;
+        let scope = Scope::then(ctx, as_of).await?;
         let bot = bot_id.as_ref().map(|id| NodeKind::Bot.parse(id)).transpose()?;
         if from >= until {
             return Err(ApiError::bad_input("from must be before until"));
         }
         scope.at_least("turns", min_position).await?;
         let workspace = scope.identity()?.workspace;
-        let rows = usage(&scope.services.read, workspace, grain.into(), bot, from, until).await?;
+        let rows = usage(&scope.read("turns").await?, workspace, grain.into(), bot, from, until).await?;
         if rows.len() > MOST {
             return Err(ApiError::bad_input(
                 "that is more than 10,000 rows; ask for less time or a coarser grain",

@@ -6,11 +6,11 @@ use botledger_domain::{
     account::{PlanTerms, Unit},
     operator::Permission,
 };
-use botledger_projections::WorkspaceRow;
+use botledger_projections::{WorkspaceRow, workspace_as_of};
 use chrono::{DateTime, Utc};
 
 use super::{
-    Acts, Conditions, Needs, Scope,
+    Acts, AsOf, Conditions, Needs, Scope,
     error::{ApiError, ApiResult, UserError, outcome, reason},
     limit::{self, LimitInput, Period, PlanLimit, big, percents},
     or_refused, payload,
@@ -83,7 +83,11 @@ impl Workspace {
 
 /// The caller's own.
 pub(super) async fn own(scope: &Scope<'_>) -> ApiResult<Option<Workspace>> {
-    let row = botledger_projections::workspace(&scope.services.read, scope.identity()?.workspace).await?;
+    let (read, workspace) = (&scope.services.read, scope.identity()?.workspace);
+    let row = match scope.moment {
+        None => botledger_projections::workspace(read, workspace).await?,
+        Some(moment) => workspace_as_of(read, workspace, moment.position).await?,
+    };
     Ok(row.map(Workspace))
 }
 
@@ -92,10 +96,15 @@ pub(crate) struct WorkspaceQuery;
 
 #[Object]
 impl WorkspaceQuery {
-    /// The caller's workspace.
+    /// The caller's workspace; with `asOf` as it was then.
     #[graphql(guard = "Needs(Permission::ReadSelf)")]
-    async fn workspace(&self, ctx: &Context<'_>, min_position: Option<At>) -> ApiResult<Option<Workspace>> {
-        let scope = Scope::of(ctx)?;
+    async fn workspace(
+        &self,
+        ctx: &Context<'_>,
+        as_of: Option<AsOf>,
+        min_position: Option<At>,
+    ) -> ApiResult<Option<Workspace>> {
+        let scope = Scope::then(ctx, as_of).await?;
         scope.at_least("directory", min_position).await?;
         own(&scope).await
     }

@@ -11,7 +11,7 @@ use super::{Inner, SUBSCRIPTIONS_SHARE, admit, shape::Shape, share};
 use crate::{
     auth::Identity,
     document::{self, Prepared},
-    graphql::{self, RequestContext, error::ApiError},
+    graphql::{self, RequestContext, error::ApiError, moment::Moments},
     shares::{Share, Who},
 };
 
@@ -59,7 +59,12 @@ pub(super) fn prepare(inner: &Inner, asked: Asked) -> Result<Ready, Response> {
     let shape = Shape::of(&document, asked.operation_name.as_deref(), &asked.variables);
     let mut request = Request::new(asked.query)
         .variables(Variables::from_json(serde_json::Value::Object(asked.variables)))
-        .data(RequestContext { id: request_id, identity: asked.identity, ip: asked.ip });
+        .data(RequestContext {
+            id: request_id,
+            identity: asked.identity,
+            ip: asked.ip,
+            moments: Moments::default(),
+        });
     if let Some(name) = asked.operation_name.filter(|name| !name.is_empty()) {
         request = request.operation_name(name);
     }

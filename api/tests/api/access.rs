@@ -106,6 +106,9 @@ const NEEDS: &[(&str, Permission)] = &[
     ("policyVersions", ReadOperations),
     ("effectivePolicy", ReadOperations),
     ("policyWhatIf", ReadOperations),
+    ("planWhatIf", ReadOperations),
+    ("history", ReadLedger),
+    ("changes", ReadLedger),
     ("policyPublish", ManagePolicies),
     ("policyRestore", ManagePolicies),
     ("policyWithdraw", ManagePolicies),
@@ -119,7 +122,7 @@ const NEEDS: &[(&str, Permission)] = &[
 ];
 
 /// Inputs of which exactly one field is given.
-const ONE_OF: [&str; 2] = ["AccessTargetInput", "HolderInput"];
+const ONE_OF: [&str; 3] = ["AccessTargetInput", "AsOf", "HolderInput"];
 
 /// Fields below the root that need `ReadPersonal`, with a query that gets there.
 const PERSONAL: [(&str, &str); 6] = [
@@ -158,6 +161,8 @@ const PLAIN: &str = "
     LimitLeft.carried LimitLeft.limit LimitLeft.remaining LimitLeft.reserved LimitLeft.used
     LimitWarning.limit LimitWarning.used
     Plan.name Plan.tokens PlanLimit.amount PlanLimit.rollOver
+    PlanWhatIf.demandsChanged PlanWhatIf.estimated PlanWhatIf.peopleAsked PlanWhatIf.peopleChanged
+    PlanWhatIfSums.held PlanWhatIfSums.refused PlanWhatIfSums.warnings
     Platform.simulated Platform.version
     Projection.error Projection.failedStream Projection.failedType Projection.holder Projection.name
     Projection.status ProjectionChange.actor ProjectionChange.change ProjectionChange.name
@@ -182,6 +187,7 @@ const PLAIN: &str = "
     StandingContribution.liveMilli StandingContribution.modelVersion
     StandingExplanation.driftMilli StandingExplanation.modelVersion StandingExplanation.reason
     StandingExplanation.scoreMilli StandingExplanation.violationMilli
+    StateChange.after StateChange.before StateChange.path StateChanges.events
     Turn.command Turn.completionTokens Turn.failure Turn.finish Turn.latencyMs Turn.messageIds
     Turn.model Turn.promptTokens Turn.provider Turn.refusal Turn.refusalKind Turn.reservedTokens
     Turn.updateId
@@ -189,6 +195,7 @@ const PLAIN: &str = "
     Usage.admitted Usage.answered Usage.completionTokens Usage.delivered Usage.failed Usage.latencyMsSum
     Usage.messages Usage.model Usage.outcomeUnknown Usage.promptTokens Usage.refused Usage.undeliverable
     UserError.code UserError.field UserError.message
+    WhatIfAmounts.messages WhatIfAmounts.money WhatIfAmounts.tokens
     Workspace.defaultPlan Workspace.name
 ";
 
@@ -210,6 +217,7 @@ const REACHED: &[(&str, &str)] = &[
     ("Evidence", "moderate read_operations"),
     ("ExhaustedLimit", "manage_quotas read_operations"),
     ("Findings", "manage_bots moderate read_operations"),
+    ("HistoryStep", "read_ledger"),
     ("InclusionProof", "read_ledger"),
     ("Ladder", "manage_bots manage_policies moderate read_operations"),
     ("LadderPoints", "manage_bots manage_policies moderate read_operations"),
@@ -224,6 +232,8 @@ const REACHED: &[(&str, &str)] = &[
     ("Person", "manage_bots moderate read_operations"),
     ("Plan", "manage_bots manage_quotas read_operations read_self"),
     ("PlanLimit", "manage_bots manage_quotas moderate read_operations read_self"),
+    ("PlanWhatIf", "read_operations"),
+    ("PlanWhatIfSums", "read_operations"),
     ("Platform", "read_self"),
     ("Policy", "manage_policies read_operations"),
     ("PolicyBlockedWord", "manage_bots manage_policies moderate read_operations"),
@@ -253,6 +263,8 @@ const REACHED: &[(&str, &str)] = &[
     ("StandingChange", "read_operations"),
     ("StandingContribution", "moderate read_operations"),
     ("StandingExplanation", "moderate read_operations"),
+    ("StateChange", "read_ledger"),
+    ("StateChanges", "read_ledger"),
     ("TextSpan", "manage_bots moderate read_operations"),
     ("TokenRates", "manage_bots moderate read_operations"),
     ("Turn", "manage_bots moderate read_operations"),
@@ -260,11 +272,14 @@ const REACHED: &[(&str, &str)] = &[
     ("TurnPolicy", "manage_bots moderate read_operations"),
     ("Usage", "read_usage"),
     ("UserError", "manage_bots manage_operators manage_policies manage_quotas moderate nothing"),
+    ("WhatIfAmounts", "read_operations"),
+    ("WhatIfDemand", "read_operations"),
     ("WhatIfLimit", "read_operations"),
     ("WhatIfMessages", "read_operations"),
     ("WhatIfOffences", "read_operations"),
     ("WhatIfPeople", "read_operations"),
     ("WhatIfPerson", "read_operations"),
+    ("WhatIfQuota", "read_operations"),
     ("WhatIfRungs", "read_operations"),
     ("WhatIfSums", "read_operations"),
     ("WhatIfTurn", "read_operations"),

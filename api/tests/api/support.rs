@@ -26,7 +26,7 @@ use botledger_domain::{
     quota::{Period, PlanTerms},
     turn::{Ask, ChatKind, Lane, ReplySource},
 };
-use botledger_projections::{RunnerConfig, Runners, Tail};
+use botledger_projections::{PastConfig, RunnerConfig, Runners, Tail};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::{SinkExt, StreamExt};
 use reqwest::{Method, StatusCode, header::HeaderMap};
@@ -189,6 +189,7 @@ impl Platform {
             max_body_bytes: 64 * 1_024,
             request_timeout: Duration::from_secs(10),
             max_in_flight: 64,
+            past: PastConfig { copies: 8, ..PastConfig::default() },
             trusted_proxies: Vec::new(),
             simulated: Vec::new(),
         };

@@ -1,22 +1,20 @@
 //! `botledger policy …`: policies as files, for whoever has a shell on this machine.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use botledger_commands::{PolicyScope, SystemClock};
 use botledger_domain::policy::{PolicyMode, PolicyOwner, PolicyTerms, PublishedPolicy, Trial};
-use botledger_domain::standing::ladder::OffenceKind;
 use botledger_domain::{BotId, Clock, Reason, WorkspaceId, policy_stream};
 use botledger_local::progress::say;
 use botledger_projections::{
-    Limit, Outcome, Page, PolicyVersionFilter, ReadPool, Rungs, WhatIf, WhatIfReport, policy, policy_terms,
-    policy_versions_by_ids, policy_versions_page, what_if,
+    Page, PolicyVersionFilter, ReadPool, policy, policy_terms, policy_versions_by_ids, policy_versions_page,
 };
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::what_if::TryPolicy;
 use super::{Settings, address::only_workspace, bot};
 use crate::platform::{Platform, answering_pool};
 
@@ -66,8 +64,8 @@ pub enum PolicyCommand {
         #[command(flatten)]
         how: How,
     },
-    /// Say what would have come of recorded messages under other terms; writes nothing
-    WhatIf(Try),
+    /// Say what would have come of recorded messages under other terms, as `botledger what-if` does
+    WhatIf(TryPolicy),
 }
 
 /// A bot's own policy, or the workspace's.
@@ -75,7 +73,7 @@ pub enum PolicyCommand {
 pub struct Whose {
     /// Username or id of a bot [default: the workspace's own policy]
     #[arg(long, value_name = "BOT")]
-    bot: Option<String>,
+    pub(super) bot: Option<String>,
     /// Id of the workspace [default: the only one there is]
     #[arg(long, value_name = "ID", conflicts_with = "bot")]
     workspace: Option<String>,
@@ -110,35 +108,6 @@ pub struct Show {
     json: bool,
 }
 
-#[derive(Clone, Debug, Args)]
-pub struct Try {
-    /// TOML, or JSON when it ends in .json [default: what is in force]
-    file: Option<PathBuf>,
-    /// An old version instead
-    #[arg(long, value_name = "N", conflicts_with = "file")]
-    version: Option<u32>,
-    #[command(flatten)]
-    whose: Whose,
-    /// Messages of so many days
-    #[arg(long, default_value_t = 7, conflicts_with = "from")]
-    days: u16,
-    /// Messages received at or after this time (RFC 3339)
-    #[arg(long, value_name = "TIME")]
-    from: Option<DateTime<Utc>>,
-    /// Messages received before this time [default: now]
-    #[arg(long, value_name = "TIME")]
-    until: Option<DateTime<Utc>>,
-    /// As if the terms acted wherever the version before them only watched
-    #[arg(long)]
-    live: bool,
-    /// Messages and people shown at most; `--json` shows all
-    #[arg(long, default_value_t = 20)]
-    limit: usize,
-    /// Print JSON: the whole report
-    #[arg(long)]
-    json: bool,
-}
-
 impl PolicyCommand {
     /// Runs the subcommand and gives its exit code: 1 when `check` found something wrong.
     ///
@@ -154,7 +123,7 @@ impl PolicyCommand {
                 let place = whose.find(&pool).await?;
                 versions(&pool, place, json).await
             }
-            Self::WhatIf(trial) => trial.run(settings).await,
+            Self::WhatIf(question) => question.run(settings).await,
             Self::Publish { file, whose, how } => {
                 let terms = read(&file)?;
                 changed(settings, &whose, "published", async |platform, scope| {
@@ -188,9 +157,9 @@ impl PolicyCommand {
 
 /// Where a policy belongs.
 #[derive(Clone, Copy)]
-struct Place {
-    workspace: WorkspaceId,
-    bot: Option<BotId>,
+pub(super) struct Place {
+    pub(super) workspace: WorkspaceId,
+    pub(super) bot: Option<BotId>,
 }
 
 impl Place {
@@ -200,7 +169,7 @@ impl Place {
 }
 
 impl Whose {
-    async fn find(&self, read: &ReadPool) -> Result<Place> {
+    pub(super) async fn find(&self, read: &ReadPool) -> Result<Place> {
         if let Some(name) = &self.bot {
             let row = bot::find(read, name).await?;
             return Ok(Place { workspace: WorkspaceId(row.workspace), bot: Some(BotId(row.bot_id)) });
@@ -265,7 +234,7 @@ async fn changed(
     Ok(0)
 }
 
-fn time(moment: DateTime<Utc>) -> String {
+pub(super) fn time(moment: DateTime<Utc>) -> String {
     moment.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
@@ -283,7 +252,7 @@ fn acting(trial: Trial, now: DateTime<Utc>) -> String {
 ///
 /// # Errors
 /// When it cannot be read, or holds what no policy has.
-fn read(file: &Path) -> Result<PolicyTerms> {
+pub(super) fn read(file: &Path) -> Result<PolicyTerms> {
     let name = file.display();
     let text = std::fs::read_to_string(file).with_context(|| format!("{name} cannot be read"))?;
     let is_json = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
@@ -319,12 +288,12 @@ fn check(file: &Path) -> u8 {
 }
 
 /// A version of a policy.
-struct Version {
+pub(super) struct Version {
     owner: PolicyOwner,
     version: u32,
     trial: Trial,
     in_force: bool,
-    terms: PolicyTerms,
+    pub(super) terms: PolicyTerms,
 }
 
 async fn find_version(pool: &ReadPool, place: Place, version: i64) -> Result<Option<Version>> {
@@ -341,7 +310,7 @@ async fn find_version(pool: &ReadPool, place: Place, version: i64) -> Result<Opt
 }
 
 /// An old version, or what judges now: the bot's own policy, else its workspace's, else the built-in one.
-async fn wanted(pool: &ReadPool, place: Place, version: Option<u32>) -> Result<Version> {
+pub(super) async fn wanted(pool: &ReadPool, place: Place, version: Option<u32>) -> Result<Version> {
     if let Some(version) = version {
         let found = find_version(pool, place, version.into()).await?;
         return found.with_context(|| {
@@ -426,180 +395,4 @@ async fn versions(pool: &ReadPool, place: Place, as_json: bool) -> Result<u8> {
         say(format!("{:>5}  {}  by {by}  {state}{note}", row.version, time(row.published_at)));
     }
     Ok(0)
-}
-
-impl Try {
-    async fn run(self, settings: Settings) -> Result<u8> {
-        let pool = answering_pool(&settings.load_running()?.config).await?;
-        let place = self.whose.find(&pool).await?;
-        let terms = match &self.file {
-            Some(file) => {
-                let terms = read(file)?;
-                terms.check()?;
-                terms
-            }
-            None => wanted(&pool, place, self.version).await?.terms,
-        };
-        let until = self.until.unwrap_or_else(|| SystemClock.now());
-        let from = self.from.or_else(|| until.checked_sub_signed(TimeDelta::days(self.days.into())));
-        let question = WhatIf {
-            workspace: place.workspace,
-            bot: place.bot,
-            from: from.context("--days reaches back before there were days")?,
-            until,
-            terms,
-            acts: self.live,
-        };
-        let report = what_if(&pool, &question).await?;
-        if self.json {
-            say(serde_json::to_string_pretty(&report)?);
-        } else {
-            for line in lines(&report, &question, self.limit) {
-                say(line);
-            }
-        }
-        Ok(0)
-    }
-}
-
-/// A table of two sides: every name that either has.
-fn compared<K: Ord + AsRef<str>>(
-    title: &str,
-    before: &BTreeMap<K, u64>,
-    after: &BTreeMap<K, u64>,
-) -> Vec<String> {
-    let names: std::collections::BTreeSet<&K> = before.keys().chain(after.keys()).collect();
-    if names.is_empty() {
-        return Vec::new();
-    }
-    let mut lines = vec![format!("{title:<24} {:>9} {:>9}", "before", "after")];
-    lines.extend(names.into_iter().map(|name| {
-        let of = |side: &BTreeMap<K, u64>| side.get(name).copied().unwrap_or(0);
-        format!("  {:<22} {:>9} {:>9}", name.as_ref(), of(before), of(after))
-    }));
-    lines
-}
-
-fn lines(report: &WhatIfReport, question: &WhatIf, limit: usize) -> Vec<String> {
-    let mut lines = vec![format!(
-        "{} texts from {} until {} judged again, {} by other policies, {} that nothing looked at (ledger at {})",
-        report.judged,
-        time(question.from),
-        time(question.until),
-        report.of_other_policies,
-        report.not_looked_at,
-        report.position,
-    )];
-    for (kind, messages) in &report.limits {
-        lines.push(match kind {
-            Limit::Intents => format!(
-                "  {messages} were measured against other intents: how far they are off these topics is not known"
-            ),
-            Limit::BlockedWords => {
-                format!("  {messages} were never searched for the blocked words that are new")
-            }
-            Limit::Moderation => {
-                format!("  {messages} were shown to other moderation services than the terms ask")
-            }
-        });
-    }
-    let (before, after) = (&report.before, &report.after);
-    lines.extend(compared("messages", &before.messages, &after.messages));
-    lines.extend(compared("offences", &before.offences, &after.offences));
-    lines.extend(compared("people, highest state", &before.people, &after.people));
-    if report.before.people_on_trial != report.after.people_on_trial {
-        let (before, after) = (&before.people_on_trial, &after.people_on_trial);
-        lines.extend(compared("the same in dry runs", before, after));
-    }
-    lines.push(format!(
-        "{} messages and {} people fare differently",
-        report.turns.len(),
-        report.people.len()
-    ));
-    let rungs = |rungs: Rungs| format!("{} then {}", rungs.highest.as_ref(), rungs.last.as_ref());
-    for one in report.people.iter().take(limit) {
-        let (was, would_be) = (rungs(one.before), rungs(one.after));
-        lines.push(format!("  person:{} with bot:{}: {was} -> {would_be}", one.subject, one.bot));
-    }
-    for one in report.turns.iter().take(limit) {
-        let side = |outcome: Outcome, offences: &[OffenceKind]| {
-            let offences: Vec<&str> = offences.iter().map(AsRef::as_ref).collect();
-            match offences.is_empty() {
-                true => outcome.as_ref().to_owned(),
-                false => format!("{} ({})", outcome.as_ref(), offences.join(", ")),
-            }
-        };
-        let was = side(one.before, &one.offences_before);
-        let would_be = side(one.after, &one.offences_after);
-        lines.push(format!("  turn:{} {}: {was} -> {would_be}", one.turn, time(one.received_at)));
-    }
-    lines
-}
-
-#[cfg(test)]
-mod tests {
-    use botledger_domain::standing::ladder::LadderState;
-    use botledger_domain::{Position, SubjectId, TurnId};
-    use botledger_projections::{PersonDifference, Sums, TurnDifference};
-    use uuid::Uuid;
-
-    use super::*;
-
-    fn moment() -> DateTime<Utc> {
-        DateTime::from_timestamp(1_780_000_000, 0).expect("a moment")
-    }
-
-    #[test]
-    fn a_report_names_sums_limits_and_who_fares_differently() {
-        let workspace = WorkspaceId(Uuid::nil());
-        let (bot, subject, turn) = (BotId(Uuid::nil()), SubjectId(Uuid::nil()), TurnId(Uuid::nil()));
-        let (from, until) = (moment(), moment() + TimeDelta::days(1));
-        let terms = PolicyTerms::default();
-        let question = WhatIf { workspace, bot: None, from, until, terms, acts: true };
-        let sums = |outcome, state| Sums {
-            messages: BTreeMap::from([(outcome, 12)]),
-            offences: BTreeMap::new(),
-            people: BTreeMap::from([(state, 3)]),
-            people_on_trial: BTreeMap::new(),
-        };
-        let turn = TurnDifference {
-            turn,
-            bot,
-            subject,
-            position: 7,
-            received_at: moment(),
-            before: Outcome::Passed,
-            after: Outcome::Content,
-            offences_before: vec![],
-            offences_after: vec![OffenceKind::Spam],
-        };
-        let after = Rungs { highest: LadderState::Throttled, ..Rungs::default() };
-        let person = PersonDifference { bot, subject, position: 7, before: Rungs::default(), after };
-        let report = WhatIfReport {
-            position: Position(99),
-            judged: 12,
-            of_other_policies: 0,
-            not_looked_at: 1,
-            limits: BTreeMap::from([(Limit::BlockedWords, 4)]),
-            before: sums(Outcome::Passed, LadderState::Ok),
-            after: sums(Outcome::Content, LadderState::Throttled),
-            turns: vec![turn.clone(), turn],
-            people: vec![person],
-        };
-        let said = lines(&report, &question, 1).join("\n");
-        for part in [
-            "12 texts from 2026-05-28T20:26:40Z until 2026-05-29T20:26:40Z judged again",
-            "1 that nothing looked at (ledger at 99)",
-            "4 were never searched for the blocked words that are new",
-            "  passed                        12         0",
-            "  throttled                      0         3",
-            "2 messages and 1 people fare differently",
-            "ok then ok -> throttled then ok",
-            "passed -> content (spam)",
-        ] {
-            assert!(said.contains(part), "{part} is missing in:\n{said}");
-        }
-        assert_eq!(said.matches("passed -> content").count(), 1, "no more than asked for");
-        assert!(!said.contains("dry runs"), "nobody was on trial");
-    }
 }

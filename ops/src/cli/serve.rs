@@ -18,7 +18,8 @@ use botledger_domain::InstanceId;
 use botledger_local::migrate::{Schema, compare};
 use botledger_local::up::Signals;
 use botledger_projections::{
-    CheckpointStatus, LeaseConfig, LogReader, ReadPool, RunnerConfig, Runners, Tail, all, statuses,
+    CheckpointStatus, LeaseConfig, LogReader, PastConfig, ReadPool, RunnerConfig, Runners, Tail, all,
+    statuses,
 };
 use clap::Args;
 use redis::aio::ConnectionManager;
@@ -271,6 +272,11 @@ impl Running {
                 max_body_bytes: config.http.max_body_bytes,
                 request_timeout: Duration::from_secs(config.http.request_timeout_s),
                 max_in_flight: config.http.max_in_flight,
+                past: PastConfig {
+                    copies: config.http.past_copies,
+                    bytes: config.http.past_megabytes << 20,
+                    ..PastConfig::default()
+                },
                 trusted_proxies: config
                     .trusted_proxies()
                     .map_err(|part| anyhow!("{part} is no IP address"))?,

@@ -25,6 +25,8 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     f.range("http.max_body_bytes", config.http.max_body_bytes as u64, 1_024, 16 * 1024 * 1024);
     f.range("http.request_timeout_s", config.http.request_timeout_s, 1, 600);
     f.range("http.max_in_flight", config.http.max_in_flight as u64, 1, 100_000);
+    f.range("http.past_copies", config.http.past_copies as u64, 1, 1_000);
+    f.range("http.past_megabytes", config.http.past_megabytes, 1, 1 << 24);
     f.url("telegram.api_url", &config.telegram.api_url, &["http", "https"]);
     f.range("telegram.poll_timeout_s", config.telegram.poll_timeout_s, 0, 50);
     f.optional_url("telegram.webhook_base_url", &config.telegram.webhook_base_url, &["http", "https"]);

@@ -205,6 +205,50 @@ async fn what_the_gate_did_follows_from_the_terms_and_other_terms_are_tried(pool
         (&report["turns"], &report["limits"]["blocked_words"]),
         (&Value::Array(vec![]), &same["judged"])
     );
+
+    // A plan is tried on the same messages, and the answer goes on from where it was interrupted.
+    let plan = write("plan.toml", "[[limits]]\nunit = \"messages\"\nperiod = \"month\"\namount = 1\n");
+    let until = "2100-01-01T00:00:00Z";
+    let state = house.folder.join("state.json");
+    let kept = state.to_str().unwrap();
+    let from = "2020-01-01T00:00:00Z";
+    let ask = ["what-if", "--plan", &plan, "--from", from, "--until", until];
+    let said = house.told(&ask).await;
+    assert!(said.contains(" made again (ledger at ") && said.contains("refused for messages"), "{said}");
+    let whole: Value = serde_json::from_str(&house.told(&[&ask[..], &["--json"]].concat()).await).unwrap();
+    assert!(whole["before"]["held"].as_u64().unwrap() > whole["after"]["held"].as_u64().unwrap(), "{whole}");
+    let going_on = [&ask[..], &["--json", "--state", kept]].concat();
+    let again: Value = serde_json::from_str(&house.told(&going_on).await).unwrap();
+    assert_eq!(again, whole);
+    assert!(!state.exists(), "the answer is there");
+    fs::write(&state, r#"{"question": "another", "saved": {"after": null, "done": 0, "report": {}}}"#)
+        .unwrap();
+    for (arguments, says) in [
+        (going_on.as_slice(), "state.json"),
+        (&["what-if", "--plan", &plan, "--state", kept], "with --state give --until"),
+        (&["what-if", "--plan", &strict], "is no plan"),
+        (&["what-if", "--plan", &plan, "--bot", BOT], "cannot be used with"),
+        (&["what-if"], "--policy"),
+        (&["diff", "nothing/1", "--from", "1"], "there are no streams of type nothing"),
+        (&["history", "bot/1", "--as-of", "999999999"], "the ledger ends at"),
+    ] {
+        let error = refusal(&house.run(arguments).await);
+        assert!(error.contains(says), "{arguments:?}: {error}");
+    }
+    let by_policy = house.told(&["what-if", "--policy", &mild, "--bot", BOT]).await;
+    assert!(by_policy.contains(" judged again, "), "{by_policy}");
+
+    // One thing through time.
+    let first = house.told(&["events", "--stream", "quota", "--limit", "1", "--json"]).await;
+    let first: Value = serde_json::from_str(&first).unwrap();
+    let quota = first["stream"].as_str().unwrap().to_owned();
+    let told = house.told(&["history", &quota, "--limit", "0"]).await;
+    assert!(told.contains("plan_assigned") && told.contains("plan: nothing -> "), "{told}");
+    let position = first["position"].to_string();
+    let diff: Value =
+        serde_json::from_str(&house.told(&["diff", &quota, "--from", &position, "--json"]).await).unwrap();
+    assert!(diff["events"].as_u64().unwrap() >= 2 && diff["changes"] != Value::Array(vec![]), "{diff}");
+    assert_eq!(house.told(&["diff", &quota, "--from", "0", "--to", "0"]).await.lines().count(), 1);
     house.assert_replay_agrees().await;
     product.stop().await;
 }

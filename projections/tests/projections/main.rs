@@ -10,6 +10,8 @@ mod limits;
 mod log;
 mod moderation;
 mod once;
+mod past;
+mod plan_what_if;
 mod poison;
 mod policies;
 mod rebuild;

@@ -124,7 +124,7 @@ async fn a_standings_row_says_how_its_person_stands(pool: PgPool) {
         assert_eq!(row.appealable_from, state.appealable_from);
         let head = Position(row.updated_position);
         assert_eq!(standing_as_of(&pool, bot, subject, head).await.unwrap(), Some(row));
-        let (then, _) = standing_state_as_of(&pool, bot, subject, head).await.unwrap().unwrap();
+        let then = standing_state_as_of(&pool, bot, subject, head).await.unwrap().unwrap();
         assert_eq!(&then, state);
     }
 }

@@ -17,8 +17,8 @@ use botledger_domain::{
 };
 use botledger_journal::{AppendSet, Journal, Loaded};
 use botledger_projections::{
-    Limit, Outcome, PoliciesProjection, Projection, Sums, TurnsProjection, WhatIf, WhatIfError, WhatIfReport,
-    what_if,
+    Limit, Outcome, PoliciesProjection, Projection, Saved, Sums, TurnsProjection, WhatIf, WhatIfError,
+    WhatIfReport, policy_what_if, what_if,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
@@ -301,4 +301,37 @@ async fn what_cannot_be_told_is_counted_and_what_is_not_there_yet_is_waited_for(
         ..question
     };
     assert_eq!(street.ask(&later).await.judged, 0);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn an_interrupted_answer_goes_on_and_what_came_later_changes_nothing(pool: PgPool) {
+    let mut street = Street::new(&pool);
+    street.publishes(Some(SHOP), mild(), PolicyMode::Live).await;
+    for n in 0..210 {
+        street.writes(SHOP, person(n), spam()).await;
+    }
+    street.fold().await;
+    let question = WhatIf {
+        until: street.now + TimeDelta::days(1),
+        ..street.question(Some(SHOP), PolicyTerms::default())
+    };
+    let mut kept = Vec::new();
+    let whole = policy_what_if(&pool, &question, None, |saved, people| {
+        assert_eq!(people, 210);
+        kept.push(serde_json::to_string(saved).unwrap());
+    })
+    .await
+    .unwrap();
+    assert_eq!((whole.judged, whole.turns.len(), kept.len()), (210, 210, 2));
+    assert_eq!(whole, street.ask(&question).await);
+
+    // More is written, also by people who are in the answer already, and a turn of it goes on.
+    street.writes(SHOP, person(3), spam()).await;
+    street.writes(SHOP, person(209), spam()).await;
+    street.fold().await;
+    for saved in kept {
+        let saved: Saved<WhatIfReport> = serde_json::from_str(&saved).unwrap();
+        assert_eq!(policy_what_if(&pool, &question, Some(saved), |_, _| {}).await.unwrap(), whole);
+    }
+    assert_eq!(street.ask(&question).await.judged, 212);
 }
