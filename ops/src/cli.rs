@@ -95,6 +95,10 @@ impl Settings {
 pub enum Command {
     /// Run the product: API, webhooks, bots and read models in one process
     Serve(serve::Serve),
+    /// Run only bots; as many of these as you like
+    Worker(serve::Worker),
+    /// Keep only read models up to date; as many of these as you like
+    Project(serve::Project),
     /// Bring the database to this build's schema
     Migrate(migrate::Migrate),
     /// Look at the configuration
@@ -145,6 +149,8 @@ impl Cli {
     pub async fn run(self) -> Result<u8> {
         match self.command {
             Command::Serve(serve) => serve.run(self.settings).await,
+            Command::Worker(worker) => worker.run(self.settings).await,
+            Command::Project(project) => project.run(self.settings).await,
             Command::Link(link) => link.run(self.settings).await,
             Command::Keys(command) => command.run(self.settings).await,
             Command::Bot(command) => command.run(self.settings).await,

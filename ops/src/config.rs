@@ -45,6 +45,7 @@ pub struct Config {
     pub keys: Keys,
     pub auth: Auth,
     pub bots: Bots,
+    pub read_models: ReadModels,
     pub log: Log,
 }
 
@@ -288,6 +289,14 @@ pub struct Bots {
     pub context_turns: u32,
 }
 
+/// The read models.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReadModels {
+    /// How long a read model stays with a process that is no longer heard of, in seconds.
+    pub lease_ttl_s: u64,
+}
+
 /// Logs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -502,6 +511,12 @@ impl Default for Bots {
             retry_max_s: 300,
             context_turns: 20,
         }
+    }
+}
+
+impl Default for ReadModels {
+    fn default() -> Self {
+        Self { lease_ttl_s: 5 }
     }
 }
 

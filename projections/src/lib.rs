@@ -7,11 +7,13 @@
 
 mod access_lists;
 mod as_of;
+mod blue_green;
 mod bots;
 mod budgets;
 mod conversations;
 mod directory;
 mod fold;
+mod lease;
 mod log;
 mod moderation;
 mod people;
@@ -36,6 +38,10 @@ pub use as_of::{
     access_list_as_of, bot_as_of, policy_as_of, quota_as_of, rate_override_as_of, standing_as_of,
     standing_state_as_of, turn_as_of,
 };
+pub use blue_green::{
+    Change, ChangeError, Comparison, Rebuild, RecordedChange, cancel_rebuild, changes, forget_previous,
+    rebuilds, roll_back, start_rebuild, swap, work_on_rebuilds,
+};
 pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
 pub use budgets::{
     BudgetHead, BudgetRow, BudgetShareRow, BudgetsProjection, Exhausted, budget, budgets_page,
@@ -47,6 +53,7 @@ pub use conversations::{
 pub use directory::{
     DirectoryProjection, OperatorRow, WorkspaceRow, operator, operators_page, workspace, workspaces_page,
 };
+pub use lease::{Fence, LeaseConfig, Leases};
 pub use log::{EventFilter, LogReader};
 pub use moderation::{
     CaseFilter, CaseRow, ModerationProjection, ScoringFilter, ScoringRow, case, cases_page, scorings_page,
@@ -60,8 +67,8 @@ pub use quotas::{QuotaRow, QuotasProjection, quota_of, quotas_of, quotas_page};
 pub use rate_overrides::{RateOverrideRow, RateOverridesProjection, rate_override, rate_overrides_page};
 pub use rebuild::{Difference, Progress, RebuildError, RebuildReport, replay, verify};
 pub use runner::{
-    CheckpointStatus, Decision, Projection, ProjectionError, RunnerConfig, Runners, decide, describe_metrics,
-    statuses, wait_for,
+    CheckpointStatus, Decision, Projection, ProjectionError, RunnerConfig, Runners, STALLED_AFTER_S, decide,
+    describe_metrics, statuses, wait_for,
 };
 pub use select::Page;
 pub use standings::{

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use botledger_domain::Position;
+use botledger_domain::{Position, RecordedEvent};
 use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::{LogReader, Projection, ProjectionError, runner};
@@ -94,6 +94,14 @@ pub async fn replay(
     rebuild(pool, projection, true, progress).await
 }
 
+impl RebuildReport {
+    /// Before anything was compared.
+    pub(crate) fn empty(name: &str, position: Position) -> Self {
+        let name = name.to_owned();
+        Self { name, position, rows: 0, different: 0, differences: Vec::new(), replaced: false }
+    }
+}
+
 struct Copy<'a> {
     projection: &'a Arc<dyn Projection>,
     log: LogReader,
@@ -132,16 +140,9 @@ async fn rebuild(
         copy.at = Position(0);
     }
     copy.fold_until(&mut tx, position, |_| {}).await?;
-    let mut report = RebuildReport {
-        name: name.to_owned(),
-        position,
-        rows: 0,
-        different: 0,
-        differences: Vec::new(),
-        replaced: replace,
-    };
+    let mut report = RebuildReport { replaced: replace, ..RebuildReport::empty(name, position) };
     for table in projection.tables() {
-        compare(&mut tx, table, &mut report).await?;
+        compare(&mut tx, "pg_temp", table, &mut report).await?;
     }
     if replace {
         for table in projection.tables() {
@@ -168,11 +169,7 @@ impl Copy<'_> {
         while self.at < position {
             let events = self.log.after(self.at, PAGE.min(position.0 - self.at.0)).await?;
             let Some(last) = events.last().map(|event| event.position) else { break };
-            let page: Vec<_> = events
-                .into_iter()
-                .filter(|event| !self.skipped.contains(&event.position.0))
-                .map(Arc::new)
-                .collect();
+            let page = without(events, &self.skipped);
             let name = self.projection.name();
             self.projection
                 .apply(connection, &page)
@@ -185,9 +182,20 @@ impl Copy<'_> {
     }
 }
 
-async fn compare(tx: &mut PgConnection, table: &str, report: &mut RebuildReport) -> Result<(), sqlx::Error> {
+/// A page as a projection gets it: without what an operator decided to leave out.
+pub(crate) fn without(events: Vec<RecordedEvent>, skipped: &[i64]) -> Vec<Arc<RecordedEvent>> {
+    events.into_iter().filter(|event| !skipped.contains(&event.position.0)).map(Arc::new).collect()
+}
+
+/// Compares a live table with its copy in another schema, adding to the report.
+pub(crate) async fn compare(
+    tx: &mut PgConnection,
+    copies: &str,
+    table: &str,
+    report: &mut RebuildReport,
+) -> Result<(), sqlx::Error> {
     let rows: i64 =
-        sqlx::query_scalar(&format!("SELECT count(*) FROM pg_temp.{table}")).fetch_one(&mut *tx).await?;
+        sqlx::query_scalar(&format!("SELECT count(*) FROM {copies}.{table}")).fetch_one(&mut *tx).await?;
     report.rows += rows;
     let key: Vec<String> = sqlx::query_scalar(
         "SELECT a.attname::text FROM pg_index i
@@ -198,7 +206,7 @@ async fn compare(tx: &mut PgConnection, table: &str, report: &mut RebuildReport)
     .fetch_all(&mut *tx)
     .await?;
     let joined = format!(
-        "FROM read.{table} AS live FULL JOIN pg_temp.{table} AS replayed USING ({})
+        "FROM read.{table} AS live FULL JOIN {copies}.{table} AS replayed USING ({})
          WHERE live::text IS DISTINCT FROM replayed::text",
         key.join(", "),
     );

@@ -24,7 +24,7 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 82] = [
+const NEEDS: [(&str, Permission); 88] = [
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -59,7 +59,13 @@ const NEEDS: [(&str, Permission); 82] = [
     ("personChooseLanguage", Moderate),
     ("platform", ReadSelf),
     ("projections", ReadOperations),
+    ("projectionChanges", ReadOperations),
     ("projectionDecide", ManageBots),
+    ("projectionRebuild", ManageBots),
+    ("projectionSwap", ManageBots),
+    ("projectionRollBack", ManageBots),
+    ("projectionCancelRebuild", ManageBots),
+    ("projectionForgetPrevious", ManageBots),
     ("quota", ReadOperations),
     ("quotas", ReadOperations),
     ("quotaAssignPlan", ManageQuotas),
@@ -148,7 +154,10 @@ const PLAIN: &str = "
     LimitWarning.limit LimitWarning.used
     Plan.name Plan.tokens PlanLimit.amount PlanLimit.rollOver
     Platform.simulated Platform.version
-    Projection.error Projection.name Projection.status
+    Projection.error Projection.failedStream Projection.failedType Projection.holder Projection.name
+    Projection.status Projection.waitingSeconds ProjectionChange.actor ProjectionChange.change
+    ProjectionChange.name ProjectionChange.reason ProjectionRebuild.error ProjectionRebuild.rate
+    ProjectionRebuild.secondsLeft ProjectionRebuild.state
     Quota.plan Quota.planTokens Quota.refusals Quota.reserved Quota.used
     QuotaOverride.amount QuotaOverride.tokens
     Raise.amount
@@ -218,6 +227,9 @@ const REACHED: &[(&str, &str)] = &[
     ("PolicyVersion", "manage_bots manage_policies moderate read_operations"),
     ("PolicyWhatIf", "read_operations"),
     ("Projection", "manage_bots read_operations"),
+    ("ProjectionChange", "read_operations"),
+    ("ProjectionComparison", "manage_bots read_operations"),
+    ("ProjectionRebuild", "manage_bots read_operations"),
     ("Quota", "manage_bots manage_quotas moderate read_operations"),
     ("QuotaOverride", "manage_bots manage_quotas moderate read_operations"),
     ("Raise", "manage_quotas read_operations"),

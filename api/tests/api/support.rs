@@ -174,7 +174,14 @@ impl Platform {
         let stop = CancellationToken::new();
         let tail = Tail::start(pool.clone(), stop.clone()).await.unwrap();
         let runners = RunnerConfig { gather: Duration::from_millis(1), ..RunnerConfig::default() };
-        let _running = Runners::start(&pool, &tail, botledger_projections::all(), runners, &stop);
+        let _running = Runners::start(
+            &pool,
+            &tail,
+            InstanceId(Uuid::now_v7()),
+            botledger_projections::all(),
+            runners,
+            &stop,
+        );
         let mut config = ApiConfig {
             access_ttl: Duration::from_secs(900),
             jwt_key: SEED,

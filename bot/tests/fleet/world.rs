@@ -167,7 +167,14 @@ impl World {
             retry: Duration::from_millis(50),
             ..RunnerConfig::default()
         };
-        drop(Runners::start(&pool, &tail, botledger_projections::all(), runners, &cancel));
+        drop(Runners::start(
+            &pool,
+            &tail,
+            InstanceId(SystemIds.next()),
+            botledger_projections::all(),
+            runners,
+            &cancel,
+        ));
         let keys = KeyRing {
             master: [(1, Zeroizing::new([7; 32]))].into(),
             // Ids of bots follow from it, and keys in Redis from those: no two tests meet there.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use botledger_local::progress::{Progress, say};
-use botledger_projections::{Projection, ReadPool, RebuildReport, all, replay, verify};
+use botledger_projections::{Difference, Projection, ReadPool, RebuildReport, all, replay, verify};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -60,7 +60,11 @@ impl Replay {
     }
 }
 
-fn chosen(known: Vec<Arc<dyn Projection>>, names: &[String]) -> Result<Vec<Arc<dyn Projection>>> {
+/// The read models of these names.
+///
+/// # Errors
+/// When there is none of one of them.
+pub fn chosen(known: Vec<Arc<dyn Projection>>, names: &[String]) -> Result<Vec<Arc<dyn Projection>>> {
     if let Some(unknown) = names.iter().find(|name| known.iter().all(|one| one.name() != *name)) {
         let names: Vec<&str> = known.iter().map(|projection| projection.name()).collect();
         bail!("there is no read model {unknown}; there are {}", names.join(", "));
@@ -131,10 +135,16 @@ fn lines(report: &RebuildReport, only_verify: bool) -> Vec<String> {
     };
     let mut lines =
         vec![format!("{}: {} rows at event {}: {found}", report.name, report.rows, report.position)];
-    for one in &report.differences {
-        let side = |row: &Option<String>| row.clone().unwrap_or_else(|| "no such row".to_owned());
-        lines.push(format!("  {} live:     {}", one.table, side(&one.live)));
-        lines.push(format!("  {} replayed: {}", one.table, side(&one.replayed)));
-    }
+    lines.extend(report.differences.iter().flat_map(difference_lines));
     lines
+}
+
+/// A row that differs, for people.
+#[must_use]
+pub fn difference_lines(one: &Difference) -> [String; 2] {
+    let side = |row: &Option<String>| row.clone().unwrap_or_else(|| "no such row".to_owned());
+    [
+        format!("  {} live:     {}", one.table, side(&one.live)),
+        format!("  {} replayed: {}", one.table, side(&one.replayed)),
+    ]
 }

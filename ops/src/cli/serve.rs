@@ -1,4 +1,4 @@
-//! `botledger serve`: the whole product in one process.
+//! `botledger serve`, `worker` and `project`: the product in one process, or a part of it in each of many.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use botledger_api::{AdminState, Api, ApiConfig, ApiContext, Check, Readiness, admin_router, serve};
 use botledger_bot::{BotRuntime, Webhooks};
+use botledger_commands::{Ids, SystemIds};
+use botledger_domain::InstanceId;
 use botledger_local::migrate::{Schema, compare};
 use botledger_local::up::Signals;
 use botledger_projections::{
-    CheckpointStatus, LogReader, ReadPool, RunnerConfig, Runners, Tail, all, statuses,
+    CheckpointStatus, LeaseConfig, LogReader, ReadPool, RunnerConfig, Runners, Tail, all, statuses,
 };
 use clap::Args;
 use redis::aio::ConnectionManager;
@@ -40,7 +42,19 @@ const DATABASE_PAUSE: Duration = Duration::from_millis(500);
 const UPKEEP: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, Args)]
-pub struct Serve {}
+pub struct Serve {
+    /// Only API and webhooks; `worker` and `project` do the rest elsewhere
+    #[arg(long)]
+    only_api: bool,
+}
+
+/// Only bots: asks Telegram, answers people.
+#[derive(Clone, Debug, Args)]
+pub struct Worker {}
+
+/// Only read models: needs the database and no key.
+#[derive(Clone, Debug, Args)]
+pub struct Project {}
 
 impl Serve {
     /// Runs until a signal comes, then finishes what it began. A second signal does not wait.
@@ -49,66 +63,123 @@ impl Serve {
     /// When the configuration makes no sense, an address is taken, or the database is not of this
     /// build.
     pub async fn run(self, settings: Settings) -> Result<u8> {
-        let config = settings.load()?.config;
-        let wrong = problems(&config, true);
-        if !wrong.is_empty() {
-            bail!("the configuration does not do for serving: {}", wrong.join("; "));
-        }
-        start_logging(&config.log)?;
-        let metrics = start_metrics()?;
-        describe_metrics();
-        let mut signals = Signals::listen()?;
-        let public = listen("http.listen", &config.http.listen).await?;
-        let admin = listen("http.admin_listen", &config.http.admin_listen).await?;
-        let platform = Platform::open(&config)?;
-        platform.app.gate.warm_up();
-
-        let (admin_stop, stopping) = (CancellationToken::new(), CancellationToken::new());
-        let render = metrics.clone();
-        let state = AdminState {
-            ready: Arc::new(Ready {
-                read: platform.read.clone(),
-                redis: platform.redis.clone(),
-                stopping: stopping.clone(),
-            }),
-            metrics: Arc::new(move || render.render()),
-        };
-        let drain = Duration::from_secs(config.instance.drain_timeout_s);
-        let admin = tokio::spawn(serve(admin, admin_router(state), admin_stop.clone(), drain));
-        let upkeep = tokio::spawn(keep_up(metrics, platform.read.clone()));
-
-        tokio::select! {
-            in_step = schema_in_step(&platform.read) => in_step?,
-            name = signals.next() => {
-                tracing::info!("{name}: stopping before the start");
-                return Ok(0);
-            }
-        }
-        let running = Running::start(&config, &platform, public).await?;
-        tracing::info!(
-            instance.name = config.instance.name,
-            instance.id = %platform.app.core.instance,
-            "serving on {}",
-            config.http.listen
-        );
-        let name = signals.next().await;
-        stopping.cancel();
-        tracing::info!("{name}: finishing what was begun");
-        tokio::select! {
-            () = running.stop() => {}
-            name = signals.next() => {
-                tracing::warn!("{name} again: not waiting");
-                return Ok(1);
-            }
-        }
-        platform.close().await;
-        admin_stop.cancel();
-        upkeep.abort();
-        // It ends with the token; what it was doing is not worth an error now.
-        let _ = admin.await;
-        tracing::info!("stopped");
-        Ok(0)
+        let rest = !self.only_api;
+        run(settings, Roles { api: true, bots: rest, read_models: rest }).await
     }
+}
+
+impl Worker {
+    /// As [`Serve::run`].
+    ///
+    /// # Errors
+    /// As [`Serve::run`].
+    pub async fn run(self, settings: Settings) -> Result<u8> {
+        run(settings, Roles { api: false, bots: true, read_models: false }).await
+    }
+}
+
+impl Project {
+    /// As [`Serve::run`].
+    ///
+    /// # Errors
+    /// As [`Serve::run`].
+    pub async fn run(self, settings: Settings) -> Result<u8> {
+        run(settings, Roles { api: false, bots: false, read_models: true }).await
+    }
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Roles {
+    /// API and webhooks.
+    api: bool,
+    bots: bool,
+    read_models: bool,
+}
+
+impl Roles {
+    /// Whether it opens what is sealed, logs people in or asks partners. Folding rows needs none of that.
+    fn need_platform(self) -> bool {
+        self.api || self.bots
+    }
+}
+
+async fn run(settings: Settings, roles: Roles) -> Result<u8> {
+    let config = settings.load()?.config;
+    let wrong = problems(&config, roles.need_platform());
+    if !wrong.is_empty() {
+        bail!("the configuration does not do for serving: {}", wrong.join("; "));
+    }
+    start_logging(&config.log)?;
+    let metrics = start_metrics()?;
+    describe_metrics();
+    let mut signals = Signals::listen()?;
+    let public = match roles.api {
+        true => Some(listen("http.listen", &config.http.listen).await?),
+        false => None,
+    };
+    let admin = listen("http.admin_listen", &config.http.admin_listen).await?;
+    let platform = if roles.need_platform() { Some(Platform::open(&config)?) } else { None };
+    let (read, instance) = match &platform {
+        Some(platform) => (platform.read.clone(), platform.app.core.instance),
+        None => (platform::pool(&config)?, InstanceId(SystemIds.next())),
+    };
+    if let Some(platform) = platform.as_ref().filter(|_| roles.bots) {
+        platform.app.gate.warm_up();
+    }
+
+    let (admin_stop, stopping) = (CancellationToken::new(), CancellationToken::new());
+    let render = metrics.clone();
+    let state = AdminState {
+        ready: Arc::new(Ready {
+            read: read.clone(),
+            redis: platform.as_ref().map(|platform| platform.redis.clone()),
+            stopping: stopping.clone(),
+        }),
+        metrics: Arc::new(move || render.render()),
+    };
+    let drain = Duration::from_secs(config.instance.drain_timeout_s);
+    let admin = tokio::spawn(serve(admin, admin_router(state), admin_stop.clone(), drain));
+    let upkeep = tokio::spawn(keep_up(metrics, read.clone()));
+
+    tokio::select! {
+        in_step = schema_in_step(&read) => in_step?,
+        name = signals.next() => {
+            tracing::info!("{name}: stopping before the start");
+            return Ok(0);
+        }
+    }
+    let running = Running::start(&config, roles, &read, instance, platform.as_ref(), public).await?;
+    tracing::info!(
+        instance.name = config.instance.name,
+        instance.id = %instance,
+        "{}",
+        match (roles.api, roles.bots) {
+            (true, _) => format!("serving on {}", config.http.listen),
+            (false, true) => "running bots".to_owned(),
+            (false, false) => "applying read models".to_owned(),
+        }
+    );
+    let name = signals.next().await;
+    stopping.cancel();
+    tracing::info!("{name}: finishing what was begun");
+    tokio::select! {
+        () = running.stop() => {}
+        name = signals.next() => {
+            tracing::warn!("{name} again: not waiting");
+            return Ok(1);
+        }
+    }
+    match platform {
+        Some(platform) => platform.close().await,
+        None => read.close().await,
+    }
+    admin_stop.cancel();
+    upkeep.abort();
+    // It ends with the token; what it was doing is not worth an error now.
+    let _ = admin.await;
+    tracing::info!("stopped");
+    Ok(0)
 }
 
 async fn listen(key: &str, address: &str) -> Result<TcpListener> {
@@ -136,52 +207,99 @@ async fn schema_in_step(pool: &ReadPool) -> Result<()> {
 
 /// Everything that works.
 struct Running {
-    http: tokio::task::JoinHandle<std::io::Result<()>>,
+    http: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
     stop_http: CancellationToken,
-    bots: BotRuntime,
-    runners: Runners,
+    bots: Option<BotRuntime>,
+    runners: Option<Runners>,
     stop_reading: CancellationToken,
 }
 
 impl Running {
-    async fn start(config: &Config, platform: &Platform, listener: TcpListener) -> Result<Self> {
-        let stop_reading = CancellationToken::new();
-        let tail = Tail::start(platform.read.clone(), stop_reading.clone())
-            .await
-            .context("the ledger cannot be followed")?;
-        let runners = Runners::start(&platform.read, &tail, all(), RunnerConfig::default(), &stop_reading);
-        let api = ApiConfig {
-            access_ttl: Duration::from_secs(config.auth.access_ttl_s),
-            jwt_key: config.auth.jwt_key.key().map_err(|reason| anyhow!("auth.jwt_key {reason}"))?,
-            public_url: config.public_url(),
-            max_body_bytes: config.http.max_body_bytes,
-            request_timeout: Duration::from_secs(config.http.request_timeout_s),
-            max_in_flight: config.http.max_in_flight,
-            trusted_proxies: config.trusted_proxies().map_err(|part| anyhow!("{part} is no IP address"))?,
-            simulated: simulated(config).await,
+    async fn start(
+        config: &Config,
+        roles: Roles,
+        read: &ReadPool,
+        instance: InstanceId,
+        platform: Option<&Platform>,
+        listener: Option<TcpListener>,
+    ) -> Result<Self> {
+        let mut running = Self {
+            http: None,
+            stop_http: CancellationToken::new(),
+            bots: None,
+            runners: None,
+            stop_reading: CancellationToken::new(),
         };
-        let context = ApiContext { app: platform.app.clone(), read: platform.read.clone(), tail };
+        let tail = match roles.api || roles.read_models {
+            true => Some(
+                Tail::start(read.clone(), running.stop_reading.clone())
+                    .await
+                    .context("the ledger cannot be followed")?,
+            ),
+            false => None,
+        };
+        if let Some(tail) = tail.as_ref().filter(|_| roles.read_models) {
+            let ttl = Duration::from_secs(config.read_models.lease_ttl_s);
+            let runner =
+                RunnerConfig { lease: LeaseConfig { ttl, beat: ttl / 5 }, ..RunnerConfig::default() };
+            running.runners =
+                Some(Runners::start(read, tail, instance, all(), runner, &running.stop_reading));
+        }
+        let Some(platform) = platform else { return Ok(running) };
+        let mut bots = platform::bots(config)?;
+        if !roles.bots {
+            // Webhook calls for bots that others hold are taken in all the same.
+            bots.max_bots = 0;
+        }
         let bots = BotRuntime::start(
-            platform::bots(config)?,
+            bots,
             platform.app.clone(),
-            platform.read.clone(),
+            read.clone(),
             platform.telegram.clone(),
             platform::provider(config)?,
             Some(platform.redis.clone()),
         );
-        let router = Api::new(api, context).router().merge(webhooks(bots.webhooks()));
-        let stop_http = CancellationToken::new();
-        let drain = Duration::from_secs(config.instance.drain_timeout_s);
-        let http = tokio::spawn(serve(listener, router, stop_http.clone(), drain));
-        Ok(Self { http, stop_http, bots, runners, stop_reading })
+        if let (Some(tail), Some(listener)) = (tail, listener) {
+            let api = ApiConfig {
+                access_ttl: Duration::from_secs(config.auth.access_ttl_s),
+                jwt_key: config.auth.jwt_key.key().map_err(|reason| anyhow!("auth.jwt_key {reason}"))?,
+                public_url: config.public_url(),
+                max_body_bytes: config.http.max_body_bytes,
+                request_timeout: Duration::from_secs(config.http.request_timeout_s),
+                max_in_flight: config.http.max_in_flight,
+                trusted_proxies: config
+                    .trusted_proxies()
+                    .map_err(|part| anyhow!("{part} is no IP address"))?,
+                simulated: simulated(config).await,
+            };
+            let context = ApiContext { app: platform.app.clone(), read: read.clone(), tail };
+            let router = Api::new(api, context).router().merge(webhooks(bots.webhooks()));
+            let drain = Duration::from_secs(config.instance.drain_timeout_s);
+            running.http = Some(tokio::spawn(serve(listener, router, running.stop_http.clone(), drain)));
+        }
+        running.bots = Some(bots);
+        Ok(running)
     }
 
     /// Takes nothing new in and ends what was begun. Read models go on where they are at the next start.
     async fn stop(self) {
         self.stop_http.cancel();
-        let (_, ()) = tokio::join!(self.http, self.bots.stop());
+        let http = async {
+            if let Some(http) = self.http {
+                // Connections that did not end in time are cut; there is nobody to tell.
+                let _ = http.await;
+            }
+        };
+        let bots = async {
+            if let Some(bots) = self.bots {
+                bots.stop().await;
+            }
+        };
+        tokio::join!(http, bots);
         self.stop_reading.cancel();
-        self.runners.join().await;
+        if let Some(runners) = self.runners {
+            runners.join().await;
+        }
     }
 }
 
@@ -248,7 +366,7 @@ async fn keep_up(metrics: metrics_exporter_prometheus::PrometheusHandle, pool: R
 /// Knows whether this process can work.
 struct Ready {
     read: ReadPool,
-    redis: ConnectionManager,
+    redis: Option<ConnectionManager>,
     stopping: CancellationToken,
 }
 
@@ -256,7 +374,7 @@ struct Ready {
 impl Readiness for Ready {
     async fn check(&self) -> Vec<Check> {
         let (database, redis, projections) = tokio::join!(self.database(), self.redis(), self.projections());
-        vec![self.process(), database, redis, projections]
+        [Some(self.process()), Some(database), redis, Some(projections)].into_iter().flatten().collect()
     }
 }
 
@@ -278,12 +396,12 @@ impl Ready {
     }
 
     /// Redis may be away: it costs time, not facts.
-    async fn redis(&self) -> Check {
-        let mut redis = self.redis.clone();
+    async fn redis(&self) -> Option<Check> {
+        let mut redis = self.redis.clone()?;
         let ping = async { redis::cmd("PING").query_async::<String>(&mut redis).await };
         let there = matches!(tokio::time::timeout(CHECK_PATIENCE, ping).await, Ok(Ok(_)));
         let detail = if there { "it answers" } else { "it is away; working without it, more slowly" };
-        Check { name: "redis", ok: true, detail: detail.to_owned() }
+        Some(Check { name: "redis", ok: true, detail: detail.to_owned() })
     }
 
     async fn projections(&self) -> Check {
@@ -306,11 +424,14 @@ fn keeping_up(rows: &[CheckpointStatus], head: i64) -> (bool, String) {
         let name = projection.name();
         let row = rows.iter().find(|row| row.name == name);
         let lag = row.map_or(head, |row| row.lag);
+        let trouble = row.and_then(CheckpointStatus::trouble);
         if row.is_some_and(|row| row.status == "stopped") {
-            told.push(format!("{name} is stopped at an event and waits for a decision"));
+            told.extend(trouble);
         } else if lag > READY_LAG {
             told.push(format!("{name} is {lag} events behind"));
             behind = true;
+        } else {
+            told.extend(trouble);
         }
     }
     let detail = if told.is_empty() { "all read models keep up".to_owned() } else { told.join("; ") };
@@ -320,6 +441,7 @@ fn keeping_up(rows: &[CheckpointStatus], head: i64) -> (bool, String) {
 #[cfg(test)]
 mod tests {
     use botledger_domain::Position;
+    use botledger_projections::STALLED_AFTER_S;
 
     use super::*;
 
@@ -330,8 +452,14 @@ mod tests {
             position: Position(1),
             status: status.to_owned(),
             failed_position: None,
+            failed_type: None,
+            failed_stream: None,
             error: None,
+            stopped_at: None,
             lag,
+            waiting_s: (lag > 0).then_some(1),
+            holder: None,
+            holder_name: None,
         }
     }
 
@@ -339,6 +467,20 @@ mod tests {
     fn a_stopped_read_model_is_told_but_the_process_is_ready() {
         let (ready, detail) = keeping_up(&[row("turns", "stopped", READY_LAG + 1)], 0);
         assert!(ready && detail.contains("turns is stopped"), "{detail}");
+    }
+
+    #[test]
+    fn a_read_model_that_does_not_move_is_told_with_who_holds_it() {
+        let mut row = row("turns", "running", 3);
+        assert_eq!(keeping_up(&[row.clone()], 0).1, "all read models keep up");
+        row.waiting_s = Some(STALLED_AFTER_S);
+        let (ready, detail) = keeping_up(&[row.clone()], 0);
+        assert!(
+            ready && detail.contains("turns has applied nothing for 30 s: no process holds it"),
+            "{detail}"
+        );
+        row.holder_name = Some("second".to_owned());
+        assert!(keeping_up(&[row], 0).1.ends_with("held by second"));
     }
 
     #[test]

@@ -83,6 +83,7 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     f.range("bots.max_concurrent_turns", config.bots.max_concurrent_turns as u64, 1, 100_000);
     f.range("bots.max_bots", config.bots.max_bots as u64, 1, 100_000);
     f.range("bots.lease_ttl_s", config.bots.lease_ttl_s, 2, 600);
+    f.range("read_models.lease_ttl_s", config.read_models.lease_ttl_s, 1, 600);
     f.range("bots.retry_max_s", config.bots.retry_max_s, 1, 86_400);
     f.range("bots.context_turns", u64::from(config.bots.context_turns), 0, 1_000);
     f.range("instance.drain_timeout_s", config.instance.drain_timeout_s, 1, 600);

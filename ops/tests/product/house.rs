@@ -119,23 +119,38 @@ impl House {
 
     /// Starts the product without waiting for anything.
     pub(crate) fn start(&self, extra: &[(&str, &str)]) -> Running {
+        self.spawn(&["serve"], extra, self.admin.clone())
+    }
+
+    fn spawn(&self, arguments: &[&str], extra: &[(&str, &str)], admin: String) -> Running {
         let log = fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
         let child = self
             .command()
-            .arg("serve")
+            .args(arguments)
+            .env("BOTLEDGER_HTTP__ADMIN_LISTEN", &admin)
             .envs(extra.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap();
-        Running { child }
+        Running { child, admin }
+    }
+
+    /// Starts a process of one role, with an admin address of its own, and waits until it is ready.
+    pub(crate) async fn role(&self, command: &str, extra: &[(&str, &str)]) -> Running {
+        let arguments: Vec<&str> = command.split(' ').collect();
+        let running = self.spawn(&arguments, extra, free_address().unwrap());
+        self.ready(running).await
     }
 
     /// Starts the product and waits until it is ready.
     pub(crate) async fn serve(&self, extra: &[(&str, &str)]) -> Running {
-        let mut running = self.start(extra);
-        let url = format!("http://{}/readyz", self.admin);
+        self.ready(self.start(extra)).await
+    }
+
+    async fn ready(&self, mut running: Running) -> Running {
+        let url = format!("http://{}/readyz", running.admin);
         let waited = tokio::time::timeout(PATIENCE, async {
             loop {
                 if let Ok(answer) = reqwest::get(&url).await
@@ -251,6 +266,8 @@ impl Drop for House {
 /// The product; dies with this value.
 pub(crate) struct Running {
     pub(crate) child: Child,
+    /// Where it tells how it is.
+    pub(crate) admin: String,
 }
 
 impl Running {

@@ -10,3 +10,5 @@ mod drift;
 mod house;
 mod operation;
 mod policies;
+mod rebuilds;
+mod roles;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     once::{PATIENCE, QUICK},
-    support::{Desk, Tally, append_sessions, id, journal, noon, once},
+    support::{Desk, Tally, append_sessions, id, journal, noon, once, process},
 };
 
 /// Events on the stream of nobody, recorded at these seconds after noon.
@@ -133,7 +133,7 @@ async fn a_runner_holds_one_connection_and_waits_for_no_other(pool: PgPool) {
     let (over, cancel) = (CancellationToken::new(), CancellationToken::new());
     over.cancel();
     let tail = Tail::start(narrow.clone(), over).await.unwrap();
-    let runners = Runners::start(&narrow, &tail, vec![tally], QUICK, &cancel);
+    let runners = Runners::start(&narrow, &tail, process(), vec![tally], QUICK, &cancel);
     assert!(wait_for(&pool, "tally", head, PATIENCE).await.unwrap());
     assert_eq!(Tally::counted(&pool).await, once(1..=head.0));
     cancel.cancel();

@@ -3,7 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod blue_green;
 mod budgets;
+mod lease;
 mod limits;
 mod log;
 mod moderation;

@@ -3,14 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use botledger_domain::Position;
-use botledger_projections::{Projection, RunnerConfig, Runners, Tail, all, statuses, verify, wait_for};
+use botledger_projections::{
+    LeaseConfig, Projection, RunnerConfig, Runners, Tail, all, statuses, verify, wait_for,
+};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Desk, Tally, append_sessions, journal, once, until};
+use crate::support::{Desk, Tally, append_sessions, journal, once, process, until};
 
-pub(crate) const QUICK: RunnerConfig =
-    RunnerConfig { page: 10, gather: Duration::from_millis(1), retry: Duration::from_millis(10) };
+pub(crate) const QUICK: RunnerConfig = RunnerConfig {
+    page: 10,
+    gather: Duration::from_millis(1),
+    retry: Duration::from_millis(10),
+    lease: LeaseConfig { ttl: Duration::from_secs(1), beat: Duration::from_millis(20) },
+};
 
 pub(crate) async fn run(
     pool: &PgPool,
@@ -18,7 +24,7 @@ pub(crate) async fn run(
     cancel: &CancellationToken,
 ) -> Runners {
     let tail = Tail::start(pool.clone(), cancel.clone()).await.unwrap();
-    Runners::start(pool, &tail, vec![projection], QUICK, cancel)
+    Runners::start(pool, &tail, process(), vec![projection], QUICK, cancel)
 }
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,7 +33,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 async fn every_projection_of_the_product_follows_the_ledger(pool: PgPool) {
     let cancel = CancellationToken::new();
     let tail = Tail::start(pool.clone(), cancel.clone()).await.unwrap();
-    let runners = Runners::start(&pool, &tail, all(), QUICK, &cancel);
+    let runners = Runners::start(&pool, &tail, process(), all(), QUICK, &cancel);
     let journal = journal(&pool);
     let mut desk = Desk::new();
     let mut head = Position(0);

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     once::{PATIENCE, QUICK, run},
-    support::{Tally, append_sessions, journal, once, until},
+    support::{Tally, append_sessions, journal, once, process, until},
 };
 
 async fn status(pool: &PgPool) -> CheckpointStatus {
@@ -48,7 +48,7 @@ async fn poison_stops_its_projection_alone_and_is_named(pool: PgPool) {
     let cancel = CancellationToken::new();
     let tail = Tail::start(pool.clone(), cancel.clone()).await.unwrap();
     let projections: Vec<Arc<dyn Projection>> = vec![tally.clone(), Arc::new(PeopleProjection)];
-    let runners = Runners::start(&pool, &tail, projections, QUICK, &cancel);
+    let runners = Runners::start(&pool, &tail, process(), projections, QUICK, &cancel);
     let head = append_sessions(&journal(&pool), 12).await;
 
     let stopped = stopped_at(&pool, 5).await;

@@ -52,6 +52,11 @@ pub(crate) fn journal(pool: &PgPool) -> Journal {
     Journal::open(pool.clone(), JournalConfig::default())
 }
 
+/// One more process.
+pub(crate) fn process() -> InstanceId {
+    InstanceId(Uuid::now_v7())
+}
+
 /// Waits until something holds; panics after long enough to call it never.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let wait = async {
