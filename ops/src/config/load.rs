@@ -20,6 +20,7 @@ const SECRETS: &[&str] = &[
     "keys.pseudonym_key",
     "auth.jwt_key",
     "moderation.openai_key",
+    "relay.password",
 ];
 /// Variables of other tools that mean the same, below ours.
 const ALIASES: &[(&str, &str)] = &[("DATABASE_URL", "database.url"), ("REDIS_URL", "redis.url")];
