@@ -72,7 +72,7 @@ pub enum StoreFault {
     CutBefore,
     /// It is stored, and the connection ends before the answer.
     CutAfter,
-    /// It is stored and answered after this time.
+    /// It is stored and answered after this time, also when nobody waits for that any more.
     Slow(Duration),
     /// It arrives twice, as if something between had repeated it; the second answer is given.
     Twice,
@@ -124,6 +124,8 @@ struct State {
     storm: Option<(u64, Vec<StoreFault>)>,
     appends: u64,
     largest_append: usize,
+    /// Slow appends that are not stored yet.
+    late: u64,
     stopped: bool,
 }
 
@@ -314,6 +316,12 @@ impl EventStoreSim {
         self.state().appends
     }
 
+    /// How many appends have arrived that are slow and not stored yet.
+    #[must_use]
+    pub fn late(&self) -> u64 {
+        self.state().late
+    }
+
     /// The most bytes that arrived in one append.
     #[must_use]
     pub fn largest_append(&self) -> usize {
@@ -502,22 +510,32 @@ impl Shared {
                 cut.cancel();
                 return std::future::pending().await;
             }
-            Some(StoreFault::Slow(time)) => tokio::time::sleep(time).await,
-            Some(StoreFault::CutAfter | StoreFault::Twice) | None => {}
+            Some(StoreFault::Slow(_) | StoreFault::CutAfter | StoreFault::Twice) | None => {}
         }
         if bytes > self.config.max_append_bytes {
             let most = self.config.max_append_bytes;
             let status = Status::invalid_argument(format!("Maximum Append Size of {most} Exceeded."));
             return Err(exception(status, "maximum-append-size-exceeded"));
         }
-        let mut answer = self.state().append(&name, expected, &events)?;
-        match fault {
-            Some(StoreFault::CutAfter) => {
-                cut.cancel();
-                return std::future::pending().await;
+        self.state().late += u64::from(matches!(fault, Some(StoreFault::Slow(_))));
+        // What has arrived is carried out, also when whoever asked has hung up meanwhile.
+        let carried_out = tokio::spawn(async move {
+            if let Some(StoreFault::Slow(time)) = fault {
+                tokio::time::sleep(time).await;
             }
-            Some(StoreFault::Twice) => answer = self.state().append(&name, expected, &events)?,
-            _ => {}
+            let mut state = self.state();
+            let mut answer = state.append(&name, expected, &events);
+            if fault == Some(StoreFault::Twice) {
+                answer = state.append(&name, expected, &events);
+            }
+            state.late -= u64::from(matches!(fault, Some(StoreFault::Slow(_))));
+            answer
+        });
+        let answer =
+            carried_out.await.map_err(|_| Status::internal("the append could not be carried out"))??;
+        if fault == Some(StoreFault::CutAfter) {
+            cut.cancel();
+            return std::future::pending().await;
         }
         Ok(Response::new(answer))
     }

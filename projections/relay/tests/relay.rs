@@ -214,7 +214,8 @@ async fn answers_that_never_come_make_nothing_twice_and_lose_nothing(pool: PgPoo
 #[sqlx::test(migrations = "../../migrations")]
 async fn an_answer_later_than_anybody_waits_is_found_in_the_stream(pool: PgPool) {
     let server = server(EventStoreConfig::default()).await;
-    server.fail_next([StoreFault::Slow(Duration::from_secs(1))]);
+    // Beyond the client's own patience with a server that overlooks its deadline.
+    server.fail_next([StoreFault::Slow(Duration::from_secs(6))]);
     let mut desk = Desk::new(&pool);
     desk.say(10).await;
     let mut impatient = config(&server);
@@ -223,6 +224,7 @@ async fn an_answer_later_than_anybody_waits_is_found_in_the_stream(pool: PgPool)
     until("all arrives", async || server.count(STREAM) == 10).await;
     desk.say(10).await;
     until("it goes on", async || server.count(STREAM) == 20).await;
+    until("the late one has come as well", async || server.late() == 0).await;
     assert_is_the_ledger(&pool, &server.stored(STREAM)).await;
     process.stop().await;
 }
