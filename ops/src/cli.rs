@@ -16,6 +16,7 @@ pub mod local;
 pub mod migrate;
 pub mod policy;
 pub mod projections;
+pub mod relay;
 pub mod replay;
 pub mod score;
 pub mod sdl;
@@ -139,6 +140,9 @@ pub enum Command {
     /// How the read models keep up, and what becomes of an event that stopped one
     #[command(subcommand)]
     Projections(projections::ProjectionsCommand),
+    /// The relay of the ledger to a KurrentDB (EventStoreDB) cluster
+    #[command(subcommand)]
+    Relay(relay::RelayCommand),
     /// Make read models again from the ledger, or compare them with it
     Replay(replay::Replay),
     /// The detectors by themselves: train a model, judge texts, measure on labelled files
@@ -176,6 +180,7 @@ impl Cli {
             Command::History(history) => history.run(self.settings).await,
             Command::Diff(diff) => diff.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,
+            Command::Relay(command) => command.run(self.settings).await,
             Command::Replay(replay) => replay.run(self.settings).await,
             Command::Score(command) => command.run(),
             Command::Sdl(sdl) => Ok(sdl.run()),

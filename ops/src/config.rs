@@ -16,12 +16,15 @@ mod secret;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use botledger_domain::{
     ModelName,
     price::{Price, PriceList},
 };
 use botledger_journal::audit::{Algorithm, VerifierKey};
+use botledger_projections::LeaseConfig;
+use botledger_relay::{RelayConfig, TargetConfig};
 use serde::{Deserialize, Serialize};
 
 pub use check::problems;
@@ -48,6 +51,7 @@ pub struct Config {
     pub audit: Audit,
     pub bots: Bots,
     pub read_models: ReadModels,
+    pub relay: Relay,
     pub log: Log,
 }
 
@@ -325,6 +329,37 @@ pub struct ReadModels {
     pub lease_ttl_s: u64,
 }
 
+/// The relay of the ledger to a KurrentDB (EventStoreDB) cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Relay {
+    /// Connection string such as `esdb://node1:2113,node2:2113,node3:2113`, with its parameters, without user and
+    /// password. Nothing is relayed when empty.
+    pub url: String,
+    /// Stream there that the ledger becomes; one for each installation, and nobody else's.
+    pub stream: String,
+    /// Who writes to it; anonymous when empty.
+    pub user: String,
+    /// Their password. Secret.
+    pub password: Secret,
+    /// File that holds `password`.
+    pub password_file: Option<PathBuf>,
+    /// PEM file of the authorities that the servers' certificates may be of; the system's when empty.
+    pub ca_path: String,
+    /// Whether `serve` relays too; else only `botledger relay run` does.
+    pub in_serve: bool,
+    /// Events in one append, at most, 1-10000.
+    pub batch_events: usize,
+    /// Bytes in one append, at most; has to be below the servers' `MaxAppendSize`.
+    pub batch_bytes: usize,
+    /// Longest wait for an answer, in seconds.
+    pub timeout_s: u64,
+    /// Longest pause between tries, and between looks at what it refused, in seconds.
+    pub retry_max_s: u64,
+    /// How long the relay stays with a process that is no longer heard of, in seconds.
+    pub lease_ttl_s: u64,
+}
+
 /// Logs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -560,6 +595,46 @@ impl Default for Bots {
 impl Default for ReadModels {
     fn default() -> Self {
         Self { lease_ttl_s: 5 }
+    }
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            stream: "botledger".to_owned(),
+            user: String::new(),
+            password: Secret::default(),
+            password_file: None,
+            ca_path: String::new(),
+            in_serve: true,
+            batch_events: 500,
+            batch_bytes: 512 * 1024,
+            timeout_s: 10,
+            retry_max_s: 30,
+            lease_ttl_s: 5,
+        }
+    }
+}
+
+impl Relay {
+    /// Where to relay to and how; nothing when nothing is to be relayed.
+    pub fn plan(&self) -> Option<RelayConfig> {
+        let ttl = Duration::from_secs(self.lease_ttl_s);
+        (!self.url.is_empty()).then(|| RelayConfig {
+            target: TargetConfig {
+                url: self.url.clone(),
+                user: self.user.clone(),
+                password: self.password.expose().to_owned(),
+                ca_file: (!self.ca_path.is_empty()).then(|| PathBuf::from(&self.ca_path)),
+                timeout: Duration::from_secs(self.timeout_s),
+            },
+            stream: self.stream.clone(),
+            batch_events: self.batch_events,
+            batch_bytes: self.batch_bytes,
+            retry_max: Duration::from_secs(self.retry_max_s),
+            lease: LeaseConfig { ttl, beat: ttl / 5 },
+        })
     }
 }
 

@@ -62,6 +62,7 @@ pub fn describe_metrics() {
     use metrics::{Unit, describe_gauge};
     botledger_commands::describe_metrics();
     botledger_projections::describe_metrics();
+    botledger_relay::describe_metrics();
     botledger_api::describe_metrics();
     botledger_bot::describe_metrics();
     crate::heads::describe_metrics();

@@ -1,4 +1,5 @@
-//! `botledger serve`, `worker` and `project`: the product in one process, or a part of it in each of many.
+//! `botledger serve`, `worker`, `project` and `relay run`: the product in one process, or a part of it in each
+//! of many.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use botledger_projections::{
     CheckpointStatus, LeaseConfig, LogReader, PastConfig, ReadPool, RunnerConfig, Runners, Tail, all,
     statuses,
 };
+use botledger_relay::{Relay, statuses as relays};
 use clap::Args;
 use redis::aio::ConnectionManager;
 use tokio::net::TcpListener;
@@ -66,7 +68,7 @@ impl Serve {
     /// build.
     pub async fn run(self, settings: Settings) -> Result<u8> {
         let rest = !self.only_api;
-        run(settings, Roles { api: true, bots: rest, read_models: rest }).await
+        run(settings, Roles { api: true, bots: rest, read_models: rest, relay: rest }).await
     }
 }
 
@@ -76,7 +78,7 @@ impl Worker {
     /// # Errors
     /// As [`Serve::run`].
     pub async fn run(self, settings: Settings) -> Result<u8> {
-        run(settings, Roles { api: false, bots: true, read_models: false }).await
+        run(settings, Roles { bots: true, ..Roles::default() }).await
     }
 }
 
@@ -86,20 +88,39 @@ impl Project {
     /// # Errors
     /// As [`Serve::run`].
     pub async fn run(self, settings: Settings) -> Result<u8> {
-        run(settings, Roles { api: false, bots: false, read_models: true }).await
+        run(settings, Roles { read_models: true, ..Roles::default() }).await
     }
 }
 
+/// Only the relay: needs the database and the target.
+///
+/// # Errors
+/// As [`Serve::run`], and when `relay.url` is not set.
+pub(super) async fn run_relay(settings: Settings) -> Result<u8> {
+    run(settings, Roles { relay: true, ..Roles::default() }).await
+}
+
 /// What a process does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Roles {
     /// API and webhooks.
     api: bool,
     bots: bool,
     read_models: bool,
+    relay: bool,
 }
 
 impl Roles {
+    /// Without what the configuration does not ask for.
+    fn wanted(mut self, config: &Config) -> Result<Self> {
+        let alone = self == Self { relay: true, ..Self::default() };
+        if alone && config.relay.url.is_empty() {
+            bail!("relay.url is not set: there is nowhere to relay to");
+        }
+        self.relay &= !config.relay.url.is_empty() && (alone || config.relay.in_serve);
+        Ok(self)
+    }
+
     /// Whether it opens what is sealed, logs people in or asks partners. Folding rows needs none of that.
     fn need_platform(self) -> bool {
         self.api || self.bots
@@ -108,6 +129,7 @@ impl Roles {
 
 async fn run(settings: Settings, roles: Roles) -> Result<u8> {
     let config = settings.load()?.config;
+    let roles = roles.wanted(&config)?;
     let wrong = problems(&config, roles.need_platform());
     if !wrong.is_empty() {
         bail!("the configuration does not do for serving: {}", wrong.join("; "));
@@ -136,6 +158,8 @@ async fn run(settings: Settings, roles: Roles) -> Result<u8> {
         ready: Arc::new(Ready {
             read: read.clone(),
             redis: platform.as_ref().map(|platform| platform.redis.clone()),
+            read_models: roles.need_platform() || roles.read_models,
+            relay: roles.relay.then(|| config.relay.stream.clone()),
             stopping: stopping.clone(),
         }),
         metrics: Arc::new(move || render.render()),
@@ -159,7 +183,8 @@ async fn run(settings: Settings, roles: Roles) -> Result<u8> {
         match (roles.api, roles.bots) {
             (true, _) => format!("serving on {}", config.http.listen),
             (false, true) => "running bots".to_owned(),
-            (false, false) => "applying read models".to_owned(),
+            (false, false) if roles.read_models => "applying read models".to_owned(),
+            (false, false) => "relaying the ledger".to_owned(),
         }
     );
     let name = signals.next().await;
@@ -214,6 +239,7 @@ struct Running {
     bots: Option<BotRuntime>,
     runners: Option<Runners>,
     heads: Option<Heads>,
+    relay: Option<Relay>,
     stop_reading: CancellationToken,
 }
 
@@ -232,9 +258,10 @@ impl Running {
             bots: None,
             runners: None,
             heads: None,
+            relay: None,
             stop_reading: CancellationToken::new(),
         };
-        let tail = match roles.api || roles.read_models {
+        let tail = match roles.api || roles.read_models || roles.relay {
             true => Some(
                 Tail::start(read.clone(), running.stop_reading.clone())
                     .await
@@ -250,6 +277,12 @@ impl Running {
                 Some(Runners::start(read, tail, instance, all(), runner, &running.stop_reading));
         }
         running.heads = Some(Heads::start(config, read, &running.stop_reading)?);
+        let plan = config.relay.plan().filter(|_| roles.relay);
+        if let (Some(tail), Some(plan)) = (&tail, plan) {
+            let relay = Relay::start(read, tail, instance, plan, &running.stop_reading)
+                .context("the ledger cannot be relayed: relay.url")?;
+            running.relay = Some(relay);
+        }
         let Some(platform) = platform else { return Ok(running) };
         let mut bots = platform::bots(config)?;
         if !roles.bots {
@@ -312,6 +345,9 @@ impl Running {
         }
         if let Some(heads) = self.heads {
             heads.join().await;
+        }
+        if let Some(relay) = self.relay {
+            relay.join().await;
         }
     }
 }
@@ -380,14 +416,18 @@ async fn keep_up(metrics: metrics_exporter_prometheus::PrometheusHandle, pool: R
 struct Ready {
     read: ReadPool,
     redis: Option<ConnectionManager>,
+    read_models: bool,
+    /// The stream, in a process that relays.
+    relay: Option<String>,
     stopping: CancellationToken,
 }
 
 #[async_trait]
 impl Readiness for Ready {
     async fn check(&self) -> Vec<Check> {
-        let (database, redis, projections) = tokio::join!(self.database(), self.redis(), self.projections());
-        [Some(self.process()), Some(database), redis, Some(projections)].into_iter().flatten().collect()
+        let (database, redis, projections, relay) =
+            tokio::join!(self.database(), self.redis(), self.projections(), self.relay());
+        [Some(self.process()), Some(database), redis, projections, relay].into_iter().flatten().collect()
     }
 }
 
@@ -417,14 +457,30 @@ impl Ready {
         Some(Check { name: "redis", ok: true, detail: detail.to_owned() })
     }
 
-    async fn projections(&self) -> Check {
+    /// A target that is away or refused costs its readers time; this process works all the same.
+    async fn relay(&self) -> Option<Check> {
+        let stream = self.relay.as_ref()?;
+        let detail = match tokio::time::timeout(CHECK_PATIENCE, relays(&self.read)).await {
+            Ok(Ok(all)) => match all.iter().find(|status| status.stream == *stream) {
+                Some(status) => super::relay::as_text(status),
+                None => "it has not begun yet".to_owned(),
+            },
+            _ => "its state cannot be read".to_owned(),
+        };
+        Some(Check { name: "relay", ok: true, detail })
+    }
+
+    async fn projections(&self) -> Option<Check> {
+        if !self.read_models {
+            return None;
+        }
         let log = LogReader::new(self.read.clone());
         let look = async { tokio::try_join!(statuses(&self.read), log.head()) };
         let (ok, detail) = match tokio::time::timeout(CHECK_PATIENCE, look).await {
             Ok(Ok((rows, head))) => keeping_up(&rows, head.0),
             _ => (false, "checkpoints cannot be read".to_owned()),
         };
-        Check { name: "read_models", ok, detail }
+        Some(Check { name: "read_models", ok, detail })
     }
 }
 

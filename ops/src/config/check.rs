@@ -99,6 +99,18 @@ pub fn problems(config: &Config, serving: bool) -> Vec<String> {
     f.range("read_models.lease_ttl_s", config.read_models.lease_ttl_s, 2, 600);
     f.range("bots.retry_max_s", config.bots.retry_max_s, 1, 86_400);
     f.range("bots.context_turns", u64::from(config.bots.context_turns), 0, 1_000);
+    f.length("relay.stream", &config.relay.stream, 200);
+    if config.relay.stream.starts_with('$') {
+        f.add("relay.stream", "begins with $, which is the servers' own");
+    }
+    f.range("relay.batch_events", config.relay.batch_events as u64, 1, 10_000);
+    f.range("relay.batch_bytes", config.relay.batch_bytes as u64, 4_096, 64 * 1024 * 1024);
+    f.range("relay.timeout_s", config.relay.timeout_s, 1, 600);
+    f.range("relay.retry_max_s", config.relay.retry_max_s, 1, 86_400);
+    f.range("relay.lease_ttl_s", config.relay.lease_ttl_s, 1, 600);
+    if let Some(Err(problem)) = config.relay.plan().map(|plan| plan.target.check()) {
+        f.add("relay.url", &problem.to_string());
+    }
     f.range("instance.drain_timeout_s", config.instance.drain_timeout_s, 1, 600);
     if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&config.log.level) {
         f.add("log.level", &format!("is no filter: {error}"));
@@ -248,6 +260,8 @@ mod tests {
         config.quota.period = "fortnight".to_owned();
         config.quota.warn_at_percent = "80, 100".to_owned();
         config.prices.models = "ollama/*=0:0, ollama/llama3.2=cheap".to_owned();
+        config.relay.stream = "$all".to_owned();
+        config.relay.url = "esdb://admin:hunter2@db:2113".to_owned();
         config.log.level = "info,=,".to_owned();
         config.database.url = Secret::new("mysql://root:hunter2@x");
         config.keys.master_key = Secret::new("abc");
@@ -269,6 +283,8 @@ mod tests {
                 "quota.period",
                 "quota.warn_at_percent",
                 "prices.models",
+                "relay.stream",
+                "relay.url",
                 "log.level",
                 "database.url",
                 "keys.master_key",

@@ -21,6 +21,7 @@ const SECRETS: &[&str] = &[
     "auth.jwt_key",
     "audit.signing_key",
     "moderation.openai_key",
+    "relay.password",
 ];
 /// Variables of other tools that mean the same, below ours.
 const ALIASES: &[(&str, &str)] = &[("DATABASE_URL", "database.url"), ("REDIS_URL", "redis.url")];

@@ -13,4 +13,5 @@ mod house;
 mod operation;
 mod policies;
 mod rebuilds;
+mod relay;
 mod roles;
