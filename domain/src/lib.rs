@@ -22,6 +22,7 @@ mod ids;
 #[cfg(test)]
 mod laws;
 pub mod leaf;
+pub mod merkle;
 mod metadata;
 pub mod operator;
 pub mod policy;

@@ -8,6 +8,8 @@ pub mod bot;
 pub mod budget;
 pub mod config;
 pub mod events;
+pub mod export;
+pub mod import;
 pub mod keys;
 pub mod link;
 pub mod local;
@@ -119,6 +121,11 @@ pub enum Command {
     Address(address::AddressCommand),
     /// Read the ledger
     Events(events::Events),
+    /// Write the ledger into files: for other software, for safe keeping, for moving house
+    #[command(subcommand)]
+    Export(export::ExportCommand),
+    /// Bring an exported ledger into an empty installation
+    Import(import::Import),
     /// How the read models keep up, and what becomes of an event that stopped one
     #[command(subcommand)]
     Projections(projections::ProjectionsCommand),
@@ -152,6 +159,8 @@ impl Cli {
             Command::Policy(command) => command.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
+            Command::Export(command) => command.run(self.settings).await,
+            Command::Import(import) => import.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,
             Command::Replay(replay) => replay.run(self.settings).await,
             Command::Score(command) => command.run(),

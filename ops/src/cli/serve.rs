@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use botledger_api::{AdminState, Api, ApiConfig, ApiContext, Check, Readiness, admin_router, serve};
 use botledger_bot::{BotRuntime, Webhooks};
+use botledger_journal::transfer::unfinished_import;
 use botledger_local::migrate::{Schema, compare};
 use botledger_local::up::Signals;
 use botledger_projections::{
@@ -117,12 +118,17 @@ async fn listen(key: &str, address: &str) -> Result<TcpListener> {
         .with_context(|| format!("cannot listen on {address}: change {key}, or stop what listens there"))
 }
 
-/// Waits for a database that does not answer; refuses one that is not of this build.
+/// Waits for a database that does not answer; refuses one that is not of this build, or holds half a ledger.
 async fn schema_in_step(pool: &ReadPool) -> Result<()> {
     let mut said = false;
     loop {
         match compare(pool).await {
-            Ok(Schema::InStep) => return Ok(()),
+            Ok(Schema::InStep) => match unfinished_import(pool).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(why)) => bail!(why),
+                // It answered a moment ago.
+                Err(_) => {}
+            },
             Ok(Schema::Foreign(why)) => bail!(why),
             Err(error) if !said => {
                 tracing::warn!(error = %error, "the database does not answer yet; waiting for it");
