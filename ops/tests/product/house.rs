@@ -119,10 +119,19 @@ impl House {
 
     /// Starts the product without waiting for anything.
     pub(crate) fn start(&self, extra: &[(&str, &str)]) -> Running {
+        self.spawn(&["serve"], extra)
+    }
+
+    /// Starts a command without waiting for its end.
+    pub(crate) fn begin(&self, arguments: &[&str]) -> Running {
+        self.spawn(arguments, &[])
+    }
+
+    fn spawn(&self, arguments: &[&str], extra: &[(&str, &str)]) -> Running {
         let log = fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
         let child = self
             .command()
-            .arg("serve")
+            .args(arguments)
             .envs(extra.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())

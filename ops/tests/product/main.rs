@@ -10,3 +10,4 @@ mod drift;
 mod house;
 mod operation;
 mod policies;
+mod transfer;

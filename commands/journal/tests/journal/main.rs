@@ -12,3 +12,4 @@ mod order;
 mod sets;
 mod support;
 mod together;
+mod transfer;
