@@ -211,16 +211,15 @@ async fn whatever_is_done_to_the_files_is_found_and_told_where(pool: PgPool) {
         let error = verify_files(&there.folder, &Expected::default(), |_| {}).unwrap_err();
         error.to_string()
     };
-    let edited = |name: &str, edit: &dyn Fn(Vec<&str>) -> String| {
+    let edited = |name: &str, edit: &dyn Fn(Vec<String>) -> String| {
         said(&|folder| {
             let text = fs::read_to_string(folder.join(name)).unwrap();
-            let lines: Vec<&str> = text.split_inclusive('\n').collect();
+            let lines = text.split_inclusive('\n').map(str::to_owned).collect();
             fs::write(folder.join(name), edit(lines)).unwrap();
         })
     };
     let told = edited(second, &|mut lines| {
-        let changed = lines[3].replacen("opened_at", "opened_aT", 1);
-        lines[3] = &changed;
+        lines[3] = lines[3].replacen("opened_at", "opened_aT", 1);
         lines.concat()
     });
     assert!(told.starts_with(&format!("{second} line 4: event ")) && told.contains("was changed"), "{told}");
