@@ -251,7 +251,9 @@ async fn whatever_is_done_to_the_files_is_found_and_told_where(pool: PgPool) {
     let told = said(&|folder| fs::write(folder.join("notes.txt"), "mine").unwrap());
     assert_eq!(told, "notes.txt: is not named in the manifest");
     fs::remove_file(there.folder.join("notes.txt")).unwrap();
-    let told = said(&|folder| drop(fs::copy(folder.join(events[0]), folder.join(second)).unwrap()));
+    let told = said(&|folder| {
+        fs::copy(folder.join(events[0]), folder.join(second)).unwrap();
+    });
     assert!(told.starts_with(&format!("{second} line 1: is event 1, where event ")), "{told}");
     let manifest = |from: &'static str, to: &'static str| {
         edited("manifest.json", &move |lines| lines.concat().replacen(from, to, 1))
@@ -268,8 +270,18 @@ async fn whatever_is_done_to_the_files_is_found_and_told_where(pool: PgPool) {
         format!("{}{other}{}", &text[..at], &text[at + 1..])
     });
     assert_eq!(told, "manifest.json: its tree head is not that of the events");
-    let kept = Expected { root: Some([9; 32]), ..Expected::default() };
-    assert!(said(&|_| {}).is_empty() || verify_files(&there.folder, &kept, |_| {}).is_err());
+    for (name, bytes) in &whole {
+        fs::write(there.folder.join(name), bytes).unwrap();
+    }
+    let kept = |expected| {
+        verify_files(&there.folder, &expected, |_| {}).map(drop).map_err(|error| error.to_string())
+    };
+    let (root, manifest_sha256) = (Some(done.manifest.after.root), Some(done.manifest_sha256));
+    assert_eq!(kept(Expected { root, manifest_sha256 }), Ok(()));
+    let told = kept(Expected { root: Some([9; 32]), manifest_sha256 }).unwrap_err();
+    assert!(told.contains("is not the expected one"), "{told}");
+    let told = kept(Expected { root, manifest_sha256: Some([9; 32]) }).unwrap_err();
+    assert_eq!(told, "manifest.json: its SHA-256 is not the expected one");
     there.close().await;
 }
 
