@@ -1,6 +1,7 @@
 //! The schema, one file a noun.
 
 mod access_list;
+mod audit;
 mod bot;
 mod budget;
 mod conversation;
@@ -32,16 +33,19 @@ use std::{
 };
 
 use async_graphql::{
-    Context, Guard, InputObject, MergedObject, MergedSubscription, OneofObject, Schema, SchemaBuilder,
+    Context, Guard, ID, InputObject, MergedObject, MergedSubscription, OneofObject, Schema, SchemaBuilder,
 };
-use botledger_commands::Caller;
+use botledger_commands::{Caller, Origin};
 use botledger_domain::{Position, operator::Permission};
 use botledger_projections::wait_for;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::{Services, auth::Identity};
-use error::{ApiError, ApiResult, note};
+use crate::{
+    Services,
+    auth::{self, AuthFailure, Identity},
+};
+use error::{ApiError, ApiResult, note, row};
 use scalars::At;
 
 /// How long a reader waits for its own writes.
@@ -52,6 +56,7 @@ const MAX_COMPLEXITY: usize = 10_000;
 #[derive(MergedObject, Default)]
 pub(crate) struct Query(
     access_list::AccessListQuery,
+    audit::AuditQuery,
     bot::BotQuery,
     budget::BudgetQuery,
     conversation::ConversationQuery,
@@ -134,13 +139,8 @@ pub(crate) struct RequestContext {
     pub(crate) identity: Option<Identity>,
     /// From where.
     pub(crate) ip: Option<IpAddr>,
-}
-
-impl RequestContext {
-    /// From where, as the audit table keeps it.
-    pub(crate) fn address(&self) -> Option<String> {
-        self.ip.map(|ip| ip.to_string())
-    }
+    /// The same, as the audit table keeps it.
+    pub(crate) origin: Origin,
 }
 
 /// Everything a resolver works with.
@@ -161,10 +161,37 @@ impl<'a> Scope<'a> {
     }
 
     fn require(&self, permission: Permission) -> ApiResult<()> {
-        match self.identity()?.role.may(permission) {
+        let identity = self.identity()?;
+        let granted = permission == Permission::ReadPersonal
+            && identity.reads_personal_until.is_some_and(|until| self.services.app.core.clock.now() < until);
+        match granted || identity.role.may(permission) {
             true => Ok(()),
             false => Err(ApiError::forbidden(format!("this needs the permission {}", permission.as_ref()))),
         }
+    }
+
+    /// Notes that somebody reads personal text who was let do so for a time. What cannot be noted is not shown,
+    /// and whoever was let in at the beginning of a subscription is asked about anew.
+    pub(crate) async fn reads_personal(&self, field: &str, about: ID) -> ApiResult<()> {
+        let identity = self.identity()?;
+        if identity.role.may(Permission::ReadPersonal) {
+            return Ok(());
+        }
+        let now = auth::again(self.services, identity).await.map_err(|failure| match failure {
+            AuthFailure::Refused => ApiError::unauthenticated(),
+            AuthFailure::Unavailable => ApiError::away(),
+        })?;
+        let request = RequestContext {
+            id: self.request.id,
+            identity: Some(now),
+            ip: self.request.ip,
+            origin: self.request.origin.clone(),
+        };
+        let scope = Scope { services: self.services, request: &request };
+        scope.require(Permission::ReadPersonal)?;
+        let detail = serde_json::json!({ "field": field, "about": about.as_str() });
+        let noted = self.services.app.audit.try_record(row(self, "personal.read", "ok", detail)).await;
+        noted.map_err(ApiError::unavailable)
     }
 
     /// The caller of a use case.
@@ -253,7 +280,7 @@ impl Guard for Acts {
         let scope = Scope::of(ctx)?;
         let allowed = scope.require(self.0);
         if allowed.is_err() && scope.request.identity.is_some() {
-            note(&scope, ctx.field().name(), "forbidden", "FORBIDDEN").await;
+            note(&scope, ctx.field().name(), "forbidden", serde_json::json!({ "code": "FORBIDDEN" })).await;
         }
         Ok(allowed?)
     }

@@ -9,7 +9,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use botledger_commands::{Access, AuditEntry, LimitState, RateRefusal, RateUnit};
+use botledger_commands::{Access, AuditEntry, LimitState, Origin, RateRefusal, RateUnit};
 use chrono::{DateTime, Utc};
 
 use crate::{
@@ -53,10 +53,12 @@ pub(crate) async fn serve(
             app.audit
                 .record(AuditEntry {
                     operator_id: Some(identity.operator),
+                    workspace: Some(identity.workspace),
                     action: "api.request".to_owned(),
                     outcome: "forbidden",
                     detail: serde_json::json!({ "code": "ADDRESS_DENIED" }),
-                    source_ip: Some(address.to_string()),
+                    source: "graphql",
+                    origin: Origin { ip: Some(address.to_string()), user_agent: None },
                     correlation_id: None,
                 })
                 .await;

@@ -6,9 +6,10 @@ use botledger_domain::{
     quota::PlanTerms,
     workspace::WorkspaceError,
 };
+use chrono::{DateTime, Utc};
 
 use crate::{
-    Audit, AuditEntry, Caller, CommandError, Core, OneTimeSecret, Session, SessionError, Workspaces,
+    Audit, AuditEntry, Caller, CommandError, Core, OneTimeSecret, Origin, Session, SessionError, Workspaces,
     credentials::{Credentials, REFRESH_LIFE},
     execute::{Executed, execute},
 };
@@ -161,7 +162,7 @@ impl Operators {
         &self,
         secret: &str,
         password: &str,
-        ip: Option<String>,
+        from: Origin,
     ) -> Result<Session, SessionError> {
         // Hashing first: a weak password must not use the link up.
         let hash = self.credentials.hash(password).await?;
@@ -184,7 +185,7 @@ impl Operators {
             other => SessionError::unavailable(other),
         })?;
         self.credentials.use_link(secret, &hash, self.core.clock.now()).await?;
-        self.note(Some(operator), "session.activate", "ok", ip).await;
+        self.note(Some(operator), "session.activate", "ok", from).await;
         self.open_session(operator, self.core.ids.next()).await
     }
 
@@ -192,12 +193,7 @@ impl Operators {
     ///
     /// # Errors
     /// [`SessionError::BadCredentials`] for every reason that lies with the caller.
-    pub async fn login(
-        &self,
-        login: &str,
-        password: &str,
-        ip: Option<String>,
-    ) -> Result<Session, SessionError> {
+    pub async fn login(&self, login: &str, password: &str, from: Origin) -> Result<Session, SessionError> {
         // What cannot be a login is an unknown one.
         let login = Login::parse(login).ok();
         let session = match self.credentials.verify(login.as_ref().map(Login::as_str), password).await {
@@ -208,8 +204,8 @@ impl Operators {
             Err(error) => Err(error),
         };
         match &session {
-            Ok(session) => self.note(Some(session.operator), "session.login", "ok", ip).await,
-            Err(SessionError::BadCredentials) => self.note(None, "session.login", "refused", ip).await,
+            Ok(session) => self.note(Some(session.operator), "session.login", "ok", from).await,
+            Err(SessionError::BadCredentials) => self.note(None, "session.login", "refused", from).await,
             Err(_) => {}
         }
         session
@@ -299,6 +295,35 @@ impl Operators {
         self.run(caller, operator, OperatorCommand::Enable { reason, by }).await
     }
 
+    /// Lets an auditor read personal text until a moment; every reading is noted in the audit table.
+    ///
+    /// # Errors
+    /// Without the permission; for one's own account, for another role, for longer than 30 days.
+    pub async fn grant_personal_access(
+        &self,
+        caller: &Caller,
+        operator: OperatorId,
+        until: DateTime<Utc>,
+        reason: Reason,
+    ) -> Outcome {
+        let by = self.manager(caller, operator)?;
+        self.run(caller, operator, OperatorCommand::GrantPersonalAccess { until, reason, by }).await
+    }
+
+    /// Ends that early. Where it has ended it was so already.
+    ///
+    /// # Errors
+    /// Without the permission; for one's own account.
+    pub async fn revoke_personal_access(
+        &self,
+        caller: &Caller,
+        operator: OperatorId,
+        reason: Reason,
+    ) -> Outcome {
+        let by = self.manager(caller, operator)?;
+        self.run(caller, operator, OperatorCommand::RevokePersonalAccess { reason, by }).await
+    }
+
     fn manager(
         &self,
         caller: &Caller,
@@ -326,15 +351,17 @@ impl Operators {
         operator_id: Option<OperatorId>,
         action: &str,
         outcome: &'static str,
-        ip: Option<String>,
+        origin: Origin,
     ) {
         self.audit
             .record(AuditEntry {
                 operator_id,
+                workspace: None,
                 action: action.to_owned(),
                 outcome,
                 detail: serde_json::json!({}),
-                source_ip: ip,
+                source: "graphql",
+                origin,
                 correlation_id: None,
             })
             .await;

@@ -4,6 +4,7 @@
 //! command line cannot be read. Results go to stdout, progress and errors to stderr.
 
 pub mod address;
+pub mod audit;
 pub mod bot;
 pub mod budget;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod replay;
 pub mod score;
 pub mod sdl;
 pub mod serve;
+pub mod shell;
 pub mod sim;
 pub mod up;
 
@@ -121,6 +123,9 @@ pub enum Command {
     Address(address::AddressCommand),
     /// Read the ledger
     Events(events::Events),
+    /// Who did and tried what
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Write the ledger into files: for other software, for safe keeping, for moving house
     #[command(subcommand)]
     Export(export::ExportCommand),
@@ -144,12 +149,52 @@ pub enum Command {
     Local(local::Local),
 }
 
+impl Command {
+    /// What the audit table calls it; nothing for what only looks, and for what acts in its own name while it
+    /// runs.
+    fn action(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Link(_) => "session.link",
+            Self::Keys(keys::KeysCommand::Rewrap { .. }) => "keys.rewrap",
+            Self::Bot(bot::BotCommand::Register(_)) => "bot.register",
+            Self::Bot(bot::BotCommand::Start(_)) => "bot.start",
+            Self::Bot(bot::BotCommand::Stop { .. }) => "bot.stop",
+            Self::Budget(budget::BudgetCommand::Set(_)) => "budget.set",
+            Self::Budget(budget::BudgetCommand::Raise(_)) => "budget.raise",
+            Self::Budget(budget::BudgetCommand::Remove { .. }) => "budget.remove",
+            Self::Policy(policy::PolicyCommand::Publish { .. }) => "policy.publish",
+            Self::Policy(policy::PolicyCommand::Withdraw { .. }) => "policy.withdraw",
+            Self::Policy(policy::PolicyCommand::Restore { .. }) => "policy.restore",
+            Self::Address(address::AddressCommand::Allow(_)) => "access_list.add",
+            Self::Address(address::AddressCommand::Pace(_)) => "rate_override.set",
+            Self::Projections(projections::ProjectionsCommand::Decide(_)) => "projection.decide",
+            Self::Replay(replay) if replay.acts() => "replay",
+            Self::Audit(audit::AuditCommand::Report(_)) => "audit.report",
+            Self::Export(export::ExportCommand::Log(log)) => log.action(),
+            Self::Import(import) if import.acts() => "log.import",
+            Self::Bot(_) | Self::Budget(_) | Self::Policy(_) | Self::Projections(_) => return None,
+            Self::Replay(_) | Self::Import(_) | Self::Serve(_) | Self::Migrate(_) => return None,
+            Self::Config(_) | Self::Events(_) | Self::Score(_) | Self::Sdl(_) => return None,
+            Self::Sim(_) | Self::Local(_) => return None,
+        })
+    }
+}
+
 impl Cli {
     /// Runs the subcommand and gives its exit code.
     ///
     /// # Errors
     /// When it cannot be carried out.
     pub async fn run(self) -> Result<u8> {
+        let (action, settings) = (self.command.action(), self.settings.clone());
+        let done = self.carry_out().await;
+        if let Some(action) = action {
+            shell::note(settings, action, &done).await;
+        }
+        done
+    }
+
+    async fn carry_out(self) -> Result<u8> {
         match self.command {
             Command::Serve(serve) => serve.run(self.settings).await,
             Command::Link(link) => link.run(self.settings).await,
@@ -159,6 +204,7 @@ impl Cli {
             Command::Policy(command) => command.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
+            Command::Audit(command) => command.run(self.settings).await,
             Command::Export(command) => command.run(self.settings).await,
             Command::Import(import) => import.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,

@@ -7,6 +7,7 @@
 
 mod access_lists;
 mod as_of;
+mod audit;
 mod bots;
 mod budgets;
 mod conversations;
@@ -36,6 +37,7 @@ pub use as_of::{
     access_list_as_of, bot_as_of, policy_as_of, quota_as_of, rate_override_as_of, standing_as_of,
     standing_state_as_of, turn_as_of,
 };
+pub use audit::{AdminAct, AuditFilter, AuditRow, acts_of, admin_acts, audit_between, audit_page};
 pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
 pub use budgets::{BudgetHead, BudgetRow, BudgetShareRow, BudgetsProjection, budget, budgets_page};
 pub use conversations::{

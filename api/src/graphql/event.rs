@@ -157,7 +157,11 @@ impl From<EventFilterInput> for EventFilter {
     }
 }
 
-async fn is_own(services: &Services, request: &RequestContext, event: &RecordedEvent) -> ApiResult<bool> {
+pub(super) async fn is_own(
+    services: &Services,
+    request: &RequestContext,
+    event: &RecordedEvent,
+) -> ApiResult<bool> {
     let workspace = request.identity.as_ref().map(|identity| identity.workspace);
     Ok(workspace.is_some() && services.owners.of(&services.app, event).await? == workspace)
 }
@@ -352,6 +356,7 @@ where
         id: scope.request.id,
         identity: Some(identity.clone()),
         ip: scope.request.ip,
+        origin: scope.request.origin.clone(),
     });
     let after = after.map_or_else(|| services.tail.head(), |at| at.0);
     let events: Events = services.tail.follow(after).boxed();

@@ -70,6 +70,7 @@ impl Person {
     #[graphql(guard = "Needs(Permission::ReadPersonal)", complexity = "5 + child_complexity")]
     async fn profile(&self, ctx: &Context<'_>) -> ApiResult<Option<Profile>> {
         let scope = Scope::of(ctx)?;
+        scope.reads_personal("Person.profile", NodeKind::Person.id(self.0.subject)).await?;
         let profile = scope.services.app.subjects.profile(SubjectId(self.0.subject)).await;
         Ok(profile.map_err(ApiError::unavailable)?.map(|profile| Profile {
             telegram_id: BigInt(profile.telegram_id),

@@ -143,7 +143,8 @@ impl PlatformMutation {
         let read = &scope.services.read;
         let taken =
             decide(read, &input.name, input.position.0, decision, reason.as_str(), Some(operator)).await?;
-        note(&scope, "projection.decide", if taken { "ok" } else { "refused" }, decision.as_ref()).await;
+        let detail = serde_json::json!({ "code": decision.as_ref() });
+        note(&scope, "projection.decide", if taken { "ok" } else { "refused" }, detail).await;
         if !taken {
             let message = "this read model is not stopped at that event";
             return refused(UserError::new("PROJECTION_NOT_STOPPED", message));

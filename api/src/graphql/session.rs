@@ -107,7 +107,7 @@ impl SessionMutation {
         let now = scope.services.app.core.clock.now();
         scope.services.attempts.link(scope.request.ip, now).map_err(ApiError::rate_limited)?;
         let operators = &scope.services.app.operators;
-        let session = operators.activate(&input.secret, &input.password, scope.request.address()).await;
+        let session = operators.activate(&input.secret, &input.password, scope.request.origin.clone()).await;
         answer(&scope, session)
     }
 
@@ -117,7 +117,7 @@ impl SessionMutation {
         let now = scope.services.app.core.clock.now();
         scope.services.attempts.login(scope.request.ip, &input.login, now).map_err(ApiError::rate_limited)?;
         let operators = &scope.services.app.operators;
-        let session = operators.login(&input.login, &input.password, scope.request.address()).await;
+        let session = operators.login(&input.login, &input.password, scope.request.origin.clone()).await;
         answer(&scope, session)
     }
 

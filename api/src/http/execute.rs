@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 use async_graphql::{
     PathSegment, Request, Response, ServerError, Value, Variables, parser::types::OperationType,
 };
+use botledger_commands::Origin;
 use futures::{Stream, StreamExt, stream};
 
 use super::{Inner, SUBSCRIPTIONS_SHARE, admit, shape::Shape, share};
@@ -27,6 +28,8 @@ pub(super) struct Asked {
     pub(super) variables: serde_json::Map<String, serde_json::Value>,
     pub(super) identity: Option<Identity>,
     pub(super) ip: Option<IpAddr>,
+    /// What the client calls itself.
+    pub(super) user_agent: Option<String>,
 }
 
 /// An answer and how the request was.
@@ -59,7 +62,12 @@ pub(super) fn prepare(inner: &Inner, asked: Asked) -> Result<Ready, Response> {
     let shape = Shape::of(&document, asked.operation_name.as_deref(), &asked.variables);
     let mut request = Request::new(asked.query)
         .variables(Variables::from_json(serde_json::Value::Object(asked.variables)))
-        .data(RequestContext { id: request_id, identity: asked.identity, ip: asked.ip });
+        .data(RequestContext {
+            id: request_id,
+            identity: asked.identity,
+            ip: asked.ip,
+            origin: Origin { ip: asked.ip.map(|ip| ip.to_string()), user_agent: asked.user_agent },
+        });
     if let Some(name) = asked.operation_name.filter(|name| !name.is_empty()) {
         request = request.operation_name(name);
     }

@@ -24,7 +24,8 @@ use crate::{
 const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", "sessionLogout"];
 
 /// What every other root field needs.
-const NEEDS: [(&str, Permission); 82] = [
+const NEEDS: [(&str, Permission); 85] = [
+    ("auditEntries", ReadLedger),
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -54,6 +55,8 @@ const NEEDS: [(&str, Permission); 82] = [
     ("operatorChangeRole", ManageOperators),
     ("operatorDisable", ManageOperators),
     ("operatorEnable", ManageOperators),
+    ("operatorGrantPersonalAccess", ManageOperators),
+    ("operatorRevokePersonalAccess", ManageOperators),
     ("person", ReadOperations),
     ("people", ReadOperations),
     ("personChooseLanguage", Moderate),
@@ -129,6 +132,9 @@ const PERSONAL: [(&str, &str); 6] = [
 /// behind one of the fields above.
 const PLAIN: &str = "
     AccessEntry.network AccessEntry.reason
+    AuditChange.before
+    AuditEntry.action AuditEntry.correlationId AuditEntry.detail AuditEntry.instance AuditEntry.source
+    AuditEntry.sourceIp AuditEntry.userAgent
     DetectorModel.name DetectorModel.version DetectorScore.name
     Findings.intent Findings.intentMethod Findings.unavailable Signal.rule
     Ladder.afterBlock Ladder.baseBlockMs Ladder.creditDrift Ladder.creditViolation Ladder.driftHalfLifeMs
@@ -179,9 +185,11 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 67] = [
+const REACHED: [(&str, &str); 69] = [
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
+    ("AuditChange", "read_ledger"),
+    ("AuditEntry", "read_ledger"),
     ("Bot", "manage_bots moderate read_operations"),
     ("BotSettings", "manage_bots moderate read_operations"),
     ("Budget", "manage_quotas read_operations"),

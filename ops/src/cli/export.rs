@@ -109,6 +109,12 @@ impl std::str::FromStr for Size {
 }
 
 impl ExportLog {
+    /// What the audit table calls it.
+    #[must_use]
+    pub fn action(&self) -> &'static str {
+        if self.with_keys { "log.export_with_keys" } else { "log.export" }
+    }
+
     /// # Errors
     /// When the database does not answer, the folder holds something else, or the ledger differs from its
     /// own hashes.

@@ -38,6 +38,12 @@ pub struct Import {
 }
 
 impl Import {
+    /// Whether anything is written.
+    #[must_use]
+    pub fn acts(&self) -> bool {
+        !self.check
+    }
+
     /// Works as the owner of the tables (`database.migrate_url`, else `database.url`): the running product's
     /// role can only append.
     ///

@@ -31,6 +31,12 @@ pub struct Replay {
 }
 
 impl Replay {
+    /// Whether live rows are replaced.
+    #[must_use]
+    pub fn acts(&self) -> bool {
+        !self.verify && !self.list
+    }
+
     /// Gives 1 when `--verify` found a difference.
     ///
     /// # Errors

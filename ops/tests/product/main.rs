@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod audit_report;
 mod budget;
 mod canary;
 mod commands;
