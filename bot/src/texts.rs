@@ -427,6 +427,12 @@ pub(crate) fn refusal(language: Language, reason: &RefusalReason, now: DateTime<
             "Сейчас не получилось проверить ваше сообщение, поэтому ответа нет. Попробуйте, пожалуйста, через минуту.",
         )
         .to_owned(),
+        (RefusalReason::Unpriced { .. }, _) => pick(
+            language,
+            "This bot cannot answer before its operators finish setting it up; it is nothing that you did.",
+            "Бот сможет отвечать, когда его настроят до конца; вы тут ни при чём.",
+        )
+        .to_owned(),
         (RefusalReason::RateLimited { scope, retry_at }, _) => format!(
             "{} {}.",
             match scope.as_str() {
@@ -559,6 +565,11 @@ pub(crate) fn failure(language: Language, code: &str) -> String {
             language,
             "The bot was stopped before it could answer. Please ask again.",
             "Бот был остановлен, не успев ответить. Спросите, пожалуйста, ещё раз.",
+        ),
+        "HOLD_OUTGROWN" => pick(
+            language,
+            "The bot was set up anew before it could answer. Please ask again.",
+            "Бота перенастроили, прежде чем он успел ответить. Спросите, пожалуйста, ещё раз.",
         ),
         "LLM_DEADLINE_EXCEEDED" | "LLM_IDLE_TIMEOUT" => pick(
             language,

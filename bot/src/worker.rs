@@ -218,7 +218,14 @@ impl Worker<'_> {
         };
         stage("gate", begun.elapsed().as_secs_f64());
         crash::point("decided");
-        let Decision::Admitted(admitted) = decision else { return Ok(Next::Again) };
+        let admitted = match decision {
+            Decision::Admitted(admitted) => admitted,
+            Decision::Outgrown { tokens, held } => {
+                let detail = format!("it needs {tokens} tokens by now and holds {held}");
+                return self.fail("HOLD_OUTGROWN", detail, None).await;
+            }
+            Decision::Refused { .. } | Decision::AlreadyDecided(_) => return Ok(Next::Again),
+        };
         let BodyContent::Update { raw, .. } = &admitted.body else { return self.miss_the_message().await };
         let Some(destination) = Destination::of(raw) else { return self.miss_the_message().await };
         let mut screen = Screen {

@@ -86,7 +86,8 @@ impl App {
             .with_defaults(config.rates)
             .with_overrides(overrides.clone());
         let access_lists = AccessLists::new(Arc::clone(&core));
-        let policies = Policies::new(Arc::clone(&core));
+        let services = config.detectors.moderation.keys().cloned().collect();
+        let policies = Policies::new(Arc::clone(&core), services);
         Self {
             bots: Bots::new(Arc::clone(&core), probe),
             turns: Turns::new(Arc::clone(&core), subjects.clone(), holds.clone()),
@@ -124,6 +125,11 @@ pub fn describe_metrics() {
         "botledger_audit_rows_total",
         Unit::Count,
         "Rows for the audit table by outcome: ok, refused, forbidden, failed; unwritten when the row was lost"
+    );
+    describe_counter!(
+        "botledger_policy_changes_total",
+        Unit::Count,
+        "Policies published and withdrawn, by change"
     );
     describe_counter!(
         "botledger_rate_limited_total",

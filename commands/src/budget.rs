@@ -195,8 +195,10 @@ impl Budgets {
                 self.core.journal.load::<Bot>(&bot.to_string()).await?.state.workspace == Some(workspace)
             }
             Holder::Workspace(holder) => holder == workspace,
-            // A person is refused by the budget; teams and keys are whatever the workspace says they are.
-            Holder::Person(_) | Holder::Team(_) | Holder::Key(_) => true,
+            // Refused by the budget itself, which says why.
+            Holder::Person(_) => true,
+            // There are none yet: a budget that limits nobody would only look like one.
+            Holder::Team(_) | Holder::Key(_) => false,
         };
         if !caller.sees(Some(workspace)) || !there {
             return Err(CommandError::NotFound { what: "holder" });

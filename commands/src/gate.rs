@@ -97,6 +97,14 @@ pub enum Decision {
     },
     /// The turn was decided before; it stands here.
     AlreadyDecided(TurnPhase),
+    /// It was admitted before, and the bot was given longer instructions since: the question does not fit
+    /// what is held for it any more, so it can only fail.
+    Outgrown {
+        /// The question and the shortest answer.
+        tokens: u64,
+        /// What is held.
+        held: u64,
+    },
 }
 
 /// What the gate can fail with.
@@ -391,7 +399,8 @@ impl Gate {
         let Some(message) = turn.state.message.clone() else { return Err(CommandError::Conflict) };
         let message = &message;
         let model = self.model(settings);
-        let price = self.defaults.prices.of(&self.defaults.provider, &model);
+        let listed = self.defaults.prices.of(&self.defaults.provider, &model);
+        let price = listed.cloned().unwrap_or_default();
         // Nothing asks for more than the model's window.
         let most = holds::worst_case(u64::from(settings.context_tokens), &price);
         let mut sessions = self.core.journal.load::<ChatSession>(&message.conversation.to_string()).await?;
@@ -406,6 +415,13 @@ impl Gate {
         let question = self.question(message, settings, terms, (session, context_epoch), prompt).await?;
         // From here on others wait for the same quota and shares.
         let mut opened = self.holds.open(set, message, most, now).await?;
+        if listed.is_none() && opened.counts_money() {
+            tracing::warn!(
+                model = %model, bot = %bot,
+                "money is limited here and the model has no price (prices.models): nothing is asked of it"
+            );
+            return self.refuse(set, turn, RefusalReason::Unpriced { model }, notices, now);
+        }
         let window = u64::from(settings.context_tokens).min(opened.tokens(&price, now));
         let (request, asked) = match question.within(settings, &model, window)? {
             Asked::Fits { request, tokens } => {
@@ -492,8 +508,7 @@ impl Gate {
                     rate_limits: bot.settings.rate_limits.unwrap_or(self.defaults.rate_limits),
                 })))
             }
-            // The bot's settings grew meanwhile and leave no room under the old hold.
-            Asked::TooLong { .. } => Err(CommandError::Conflict),
+            Asked::TooLong { tokens } => Ok(Decision::Outgrown { tokens, held: window }),
         }
     }
 
@@ -529,6 +544,7 @@ impl Gate {
             | RefusalReason::Unscored
             | RefusalReason::QuotaExceeded { .. }
             | RefusalReason::BudgetExhausted { .. }
+            | RefusalReason::Unpriced { .. }
             | RefusalReason::Overloaded { .. } => Some(&self.notices),
             RefusalReason::TooLong { .. } | RefusalReason::Content { .. } | RefusalReason::OffTopic => None,
         }
@@ -564,7 +580,7 @@ fn count(decision: &Decision) {
             holds::count_refusal(reason);
             reason.into()
         }
-        Decision::AlreadyDecided(_) => return,
+        Decision::AlreadyDecided(_) | Decision::Outgrown { .. } => return,
     };
     metrics::counter!("botledger_gate_decisions_total", "outcome" => outcome).increment(1);
 }

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use botledger_domain::{
     ReservationId, SubjectId, WorkspaceId,
-    account::{Account, Amounts, Holder, LimitLeft, Shortage, Warning, shortage, spare},
+    account::{Account, Amounts, Holder, LimitLeft, Shortage, Unit, Warning, shortage, spare},
     budget::{Budget, BudgetCommand, BudgetEvent},
     budget_share::{BudgetShare, BudgetShareCommand, BudgetShareError},
     budget_share_stream, budget_stream,
@@ -145,12 +145,13 @@ impl Holds {
                 }
             }
             self.core.journal.load_together(&mut wanted).await?;
-            let mut budgets = Vec::new();
+            let (mut budgets, mut unlimited) = (Vec::new(), Vec::new());
             let mut guessed = true;
             for (holder, id, guess, parent, share) in seen {
                 let parent = parent.loaded();
                 if !parent.state.is_in_force() {
                     self.shares.invalidate(&id);
+                    unlimited.push(parent);
                     continue;
                 }
                 self.shares.insert(id, Arc::new(parent.state.shares.clone()));
@@ -164,6 +165,8 @@ impl Holds {
                 }
             }
             if guessed {
+                // A budget that is given now is not passed by.
+                unlimited.iter().for_each(|parent| set.rests_on(parent));
                 break (quota.loaded(), budgets);
             }
         };
@@ -279,6 +282,8 @@ impl Holds {
         for budget in &mut opened.budgets {
             let asked = budget.parent.state.account.terms.limited(asked);
             if asked.is_empty() {
+                // Nor are limits of other units that it is given now.
+                set.rests_on(&budget.parent);
                 continue;
             }
             let command = BudgetShareCommand::Reserve { reservation, asked };
@@ -412,6 +417,14 @@ impl Holds {
 }
 
 impl Opened {
+    /// Whether one of the limits is of money.
+    pub(crate) fn counts_money(&self) -> bool {
+        let budgets = self.budgets.iter().map(|budget| &budget.parent.state.account.terms);
+        budgets
+            .chain([&self.quota.state.account.terms])
+            .any(|terms| terms.limits.iter().any(|limit| limit.unit == Unit::Money))
+    }
+
     /// Tokens that the turn may ask for: what the tightest limit leaves, bought at that price where it is
     /// one of money. Nothing when there is no message left.
     pub(crate) fn tokens(&self, price: &Price, now: DateTime<Utc>) -> u64 {

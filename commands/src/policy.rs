@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use botledger_domain::{
     BotId, Reason, WorkspaceId,
@@ -75,22 +75,25 @@ pub enum PolicyScope {
 #[derive(Clone)]
 pub struct Policies {
     core: Arc<Core>,
+    /// Names of the moderation services there are.
+    services: Arc<BTreeSet<String>>,
     effective: Cache<(WorkspaceId, BotId), EffectivePolicy>,
 }
 
 type Outcome = Result<Executed<Policy>, CommandError<PolicyError>>;
 
 impl Policies {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
+    pub(crate) fn new(core: Arc<Core>, services: BTreeSet<String>) -> Self {
         let effective = Cache::builder().max_capacity(10_000).time_to_live(POLICY_DELAY).build();
-        Self { core, effective }
+        Self { core, services: Arc::new(services), effective }
     }
 
     /// Makes these terms the next version of a bot's policy, or of the workspace's without a bot. A first
     /// version only watches for a week, unless `mode` says otherwise.
     ///
     /// # Errors
-    /// Without the permission; when workspace or bot are not the caller's; when the terms make no sense.
+    /// Without the permission; when workspace or bot are not the caller's; when the terms make no sense or
+    /// ask a moderation service that is not configured.
     pub async fn publish(
         &self,
         caller: &Caller,
@@ -102,6 +105,7 @@ impl Policies {
         let by = caller.operator_id();
         let (workspace, bot) = self.place(caller, scope).await?;
         check_words(&terms).map_err(CommandError::Refused)?;
+        self.check_services(&terms).map_err(CommandError::Refused)?;
         let command = PolicyCommand::Publish { workspace, bot, terms: Box::new(terms), mode, note, by };
         self.run(caller, policy_stream(workspace, bot), command).await
     }
@@ -137,6 +141,7 @@ impl Policies {
             _ => None,
         });
         let terms = terms.ok_or(CommandError::NotFound { what: "version of the policy" })?;
+        self.check_services(&terms).map_err(CommandError::Refused)?;
         self.run(caller, stream, PolicyCommand::Publish { workspace, bot, terms, mode, note, by }).await
     }
 
@@ -197,8 +202,27 @@ impl Policies {
         }
     }
 
+    fn check_services(&self, terms: &PolicyTerms) -> Result<(), PolicyError> {
+        let unknown = terms.moderation.iter().find(|rule| !self.services.contains(&rule.service));
+        let Some(unknown) = unknown else { return Ok(()) };
+        let known: Vec<&str> = self.services.iter().map(String::as_str).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        let problem = format!(
+            "it asks the moderation service `{}`, which is not configured; configured: {known}",
+            unknown.service
+        );
+        Err(PolicyError::Invalid { problem })
+    }
+
     async fn run(&self, caller: &Caller, stream: Uuid, command: PolicyCommand) -> Outcome {
+        let change = match &command {
+            PolicyCommand::Publish { .. } => "published",
+            PolicyCommand::Withdraw { .. } => "withdrawn",
+        };
         let done = execute(&self.core, caller, &stream.to_string(), command, |_| Ok(())).await?;
+        if !done.receipt.duplicate && !done.receipt.event_positions.is_empty() {
+            metrics::counter!("botledger_policy_changes_total", "change" => change).increment(1);
+        }
         self.effective.invalidate_all();
         Ok(done)
     }

@@ -23,6 +23,7 @@ use botledger_scoring::{
 use chrono::{DateTime, Utc};
 use moka::sync::Cache;
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::{EffectivePolicy, behaviour::Behaviour};
@@ -46,6 +47,8 @@ const EMBEDDING_PATIENCE: Duration = Duration::from_millis(1_500);
 const LEARNING_PATIENCE: Duration = Duration::from_secs(120);
 /// Examples that are embedded by one call.
 const EMBEDDED_AT_ONCE: usize = 64;
+/// What learned policies may take up in this process, in bytes: more than the largest one that can be published.
+const MOST_LEARNED: u64 = 1 << 30;
 /// How long after a failure a policy's examples are embedded again.
 const LEARNING_PAUSE: Duration = Duration::from_secs(60);
 /// Signals of one detector that are kept, the strongest first.
@@ -70,6 +73,8 @@ const OWN_DETECTORS: [&str; 6] = ["attack", "spam", "category", "personal_data",
 pub(crate) struct Scorer {
     learned: Cache<(Uuid, u32), Arc<Learned>>,
     meanings: Cache<(Uuid, u32), Arc<Mutex<Meaning>>>,
+    /// One at a time learns from embeddings: that takes a core for up to a minute.
+    learning: Arc<Semaphore>,
     behaviour: Behaviour,
     services: Arc<DetectorServices>,
 }
@@ -82,6 +87,15 @@ enum Meaning {
     Learning,
     Known(Arc<EmbeddedIntents>),
     Failed(Instant),
+}
+
+impl Meaning {
+    fn bytes(&self) -> u32 {
+        match self {
+            Self::Known(known) => u32::try_from(known.bytes()).unwrap_or(u32::MAX),
+            Self::Unknown | Self::Learning | Self::Failed(_) => 0,
+        }
+    }
 }
 
 /// Whose message is looked at.
@@ -98,6 +112,8 @@ struct Learned {
     /// Absent when the policy names no intents; an error when none could be learned.
     intents: Option<Result<IntentModel, ()>>,
     words: Option<Result<Words, ()>>,
+    /// What it takes up, as far as can be told.
+    bytes: u32,
 }
 
 /// A policy's blocked words, and the number of each entry.
@@ -109,9 +125,20 @@ struct Words {
 impl Scorer {
     pub(crate) fn new(services: DetectorServices) -> Self {
         let idle = Duration::from_secs(3_600);
-        let learned = Cache::builder().max_capacity(256).time_to_idle(idle).build();
-        let meanings = Cache::builder().max_capacity(256).time_to_idle(idle).build();
-        Self { learned, meanings, behaviour: Behaviour::new(), services: Arc::new(services) }
+        let learned = Cache::builder()
+            .max_capacity(MOST_LEARNED)
+            .weigher(|_, learned: &Arc<Learned>| learned.bytes)
+            .time_to_idle(idle)
+            .build();
+        let meanings = Cache::builder()
+            .max_capacity(MOST_LEARNED)
+            .weigher(|_, meaning: &Arc<Mutex<Meaning>>| {
+                meaning.lock().unwrap_or_else(PoisonError::into_inner).bytes()
+            })
+            .time_to_idle(idle)
+            .build();
+        let (learning, services) = (Arc::new(Semaphore::new(1)), Arc::new(services));
+        Self { learned, meanings, learning, behaviour: Behaviour::new(), services }
     }
 
     /// Trains what the detectors ship with, once per process.
@@ -188,7 +215,14 @@ impl Scorer {
         if terms.moderation.is_empty() && terms.embedding_model.is_none() {
             return (vec![], None);
         }
-        let masked = pii::mask_kinds(text, PiiKinds::personal(), MaskStyle::Kind).text;
+        let text = text.to_owned();
+        let masked = tokio::task::spawn_blocking(move || {
+            pii::mask_kinds(&text, PiiKinds::personal(), MaskStyle::Kind).text
+        });
+        // A text that cannot be masked does not leave: nobody is asked, and the policy says what follows.
+        let Ok(masked) = masked.await else {
+            return (terms.moderation.iter().map(|rule| (rule.service.as_str(), None)).collect(), None);
+        };
         tokio::join!(self.ask_services(terms, &masked), self.ask_meaning(policy, &masked))
     }
 
@@ -266,8 +300,14 @@ impl Scorer {
         }
         drop(meaning);
         let (terms, provider) = (Arc::clone(&policy.terms), Arc::clone(provider));
+        let (meanings, learning) = (self.meanings.clone(), Arc::clone(&self.learning));
+        let learned = tokio::spawn(async move {
+            let _turn = learning.acquire_owned().await;
+            learn_meaning(&terms, provider.as_ref()).await
+        });
         tokio::spawn(async move {
-            let learned = learn_meaning(&terms, provider.as_ref()).await;
+            // What a panic says may quote the examples.
+            let learned = learned.await.unwrap_or_else(|_| Err("learning fell over".to_owned()));
             let now = match learned {
                 Ok(known) => Meaning::Known(Arc::new(known)),
                 Err(problem) => {
@@ -276,6 +316,8 @@ impl Scorer {
                 }
             };
             *place.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            // Weighed anew.
+            meanings.insert(key, place);
         });
         None
     }
@@ -319,7 +361,9 @@ impl Learned {
                 .map_err(|error| tracing::error!(error = %error, "a policy's intents cannot be learned"))
         });
         let words = (!terms.blocked_words.is_empty()).then(|| Words::of(terms));
-        Self { intents, words }
+        let model = intents.as_ref().and_then(|intents| intents.as_ref().ok());
+        let bytes = model.map_or(0, |model| model.to_bytes().len());
+        Self { intents, words, bytes: u32::try_from(bytes).unwrap_or(u32::MAX) }
     }
 }
 

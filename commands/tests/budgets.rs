@@ -235,6 +235,78 @@ async fn a_budget_that_is_lowered_raised_or_removed_holds_at_once(pool: PgPool) 
     replays_to_the_same(&world.app, &pool).await;
 }
 
+/// Connections that wait for the ledger's lock.
+async fn waiting_for_the_lock(pool: &PgPool) -> i64 {
+    sqlx::query_scalar(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap()
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_turn_does_not_pass_by_a_budget_that_is_given_while_it_is_decided(pool: PgPool) {
+    // A model that costs nothing takes nothing from a budget of money.
+    let world = World::new(pool.clone()).await.with_price(0, 0);
+    let (ours, other) = (Holder::Workspace(world.workspace), world.second_instance());
+    let money = terms(vec![limit(Unit::Money, Period::Day, 1_000_000)]);
+    for (n, given, holds) in [(1, money, 0), (2, messages(7), 1), (3, messages(5), 1)] {
+        let turn = world.receive(message(n, n, "hello")).await;
+        let mut lock = pool.begin().await.unwrap();
+        sqlx::query("SELECT pg_advisory_xact_lock(7209065211)").execute(&mut *lock).await.unwrap();
+        let (budgets, workspace) = (other.budgets.clone(), world.workspace);
+        let giving =
+            tokio::spawn(async move { budgets.set(&system(), workspace, ours, given, Some(2)).await });
+        let waits = async |for_so_many| {
+            while waiting_for_the_lock(&pool).await < for_so_many {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        };
+        waits(1).await;
+        let (gate, fence) = (world.app.gate.clone(), world.fence);
+        let deciding = tokio::spawn(async move { gate.decide(&system(), turn, fence).await });
+        waits(2).await;
+        lock.commit().await.unwrap();
+        giving.await.unwrap().unwrap();
+        match deciding.await.unwrap().unwrap() {
+            Decision::Admitted(admitted) => assert_eq!(admitted.admission.budgets.len(), holds, "turn {n}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(remaining(&world, ours).await, [3]);
+    replays_to_the_same(&world.app, &pool).await;
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_model_without_a_price_is_not_asked_under_a_limit_of_money(pool: PgPool) {
+    let world = World::new(pool.clone()).await;
+    let ours = Holder::Workspace(world.workspace);
+    let free = {
+        let world = World { pool: pool.clone(), ..World::new(pool.clone()).await };
+        world.with_price(0, 0)
+    };
+    for world in [&world, &free] {
+        let (ours, money) =
+            (Holder::Workspace(world.workspace), terms(vec![limit(Unit::Money, Period::Day, 9)]));
+        set(world, ours, money, 1).await;
+    }
+    let (_, decision) = ask(&world, 1, 1).await;
+    let Decision::Refused { reason: RefusalReason::Unpriced { model }, notify: true } = decision else {
+        panic!("{decision:?}")
+    };
+    assert_eq!(model.as_str(), "model:1b");
+    // One that costs nothing is listed with that price, and the turn says of which list.
+    let (_, decision) = ask(&free, 1, 1).await;
+    let Decision::Admitted(admitted) = decision else { panic!("{decision:?}") };
+    assert_eq!(admitted.admission.price.version, "1");
+    // Without limits of money nobody needs a price.
+    set(&world, ours, messages(1), 1).await;
+    assert!(is_admitted(&ask(&world, 2, 2).await.1));
+    replays_to_the_same(&world.app, &pool).await;
+}
+
 #[sqlx::test(migrations = "../migrations")]
 async fn only_what_exists_in_the_workspace_gets_a_budget(pool: PgPool) {
     let world = World::new(pool.clone()).await;
@@ -246,8 +318,10 @@ async fn only_what_exists_in_the_workspace_gets_a_budget(pool: PgPool) {
     assert!(matches!(elsewhere, Err(CommandError::NotFound { .. })), "{elsewhere:?}");
     let person = set(Holder::Person(world.subject(7))).await;
     assert!(matches!(person, Err(CommandError::Refused(BudgetError::OfPerson))), "{person:?}");
-    let team = set(Holder::Team(uuid::Uuid::now_v7())).await.unwrap();
-    assert_eq!(team.after.state.shares.len(), 16);
+    let team = set(Holder::Team(uuid::Uuid::now_v7())).await;
+    assert!(matches!(team, Err(CommandError::NotFound { what: "holder" })), "{team:?}");
+    let workspace = set(Holder::Workspace(world.workspace)).await.unwrap();
+    assert_eq!(workspace.after.state.shares.len(), 16);
 }
 
 #[sqlx::test(migrations = "../migrations")]

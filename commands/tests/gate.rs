@@ -6,7 +6,7 @@ mod support;
 use botledger_commands::{CommandError, Decision, StepOutcome, TurnFailure};
 use botledger_domain::{
     account::Unit,
-    bot::BotSettings,
+    bot::{BotSettings, UpdateMode},
     quota::{Period, PlanTerms, QuotaEvent, ReleaseCause},
     turn::{RefusalReason, ReplySource, TurnPhase},
 };
@@ -215,6 +215,22 @@ async fn an_admitted_turn_is_taken_up_again_under_the_same_hold(pool: PgPool) {
         let decision = world.app.gate.decide(&system(), turn, fence).await.unwrap();
         assert!(matches!(decision, Decision::AlreadyDecided(TurnPhase::Answered)), "{decision:?}");
     }
+    assert_eq!(audit_quotas(&pool).await, 0);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_turn_whose_instructions_outgrew_its_hold_can_only_fail(pool: PgPool) {
+    let world = World::with(pool.clone(), daily(1_000), roomy()).await;
+    let turn = world.receive(message(1, 7, "hello")).await;
+    let first = admitted(world.app.gate.decide(&system(), turn, world.fence).await.unwrap());
+    let longer = BotSettings { system_prompt: Some("Be kind. ".repeat(400)), ..roomy() };
+    world.app.bots.configure(&system(), world.bot, longer, UpdateMode::Polling).await.unwrap();
+    let decision = world.app.gate.decide(&system(), turn, world.fence).await.unwrap();
+    let Decision::Outgrown { tokens, held } = decision else { panic!("{decision:?}") };
+    assert!(tokens > held && held == first.admission.reserved_tokens, "{tokens} {held}");
+    let failure = TurnFailure { code: "HOLD_OUTGROWN".to_owned(), detail: String::new(), used: None };
+    world.app.turns.fail(&system(), turn, world.fence, failure).await.unwrap();
+    assert_eq!(world.quota(7).await.held(), 0);
     assert_eq!(audit_quotas(&pool).await, 0);
 }
 

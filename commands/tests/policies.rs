@@ -7,7 +7,9 @@ use botledger_commands::{App, Caller, CommandError, PolicyScope};
 use botledger_domain::{
     BotId, WorkspaceId,
     operator::Role,
-    policy::{PolicyMode, PolicyOwner, PolicyRef, PolicyTerms, Response, TRIAL, Trial},
+    policy::{
+        ModerationRule, PolicyError, PolicyMode, PolicyOwner, PolicyRef, PolicyTerms, Response, TRIAL, Trial,
+    },
 };
 use chrono::TimeDelta;
 use sqlx::PgPool;
@@ -175,4 +177,19 @@ async fn who_may_change_policies(pool: PgPool) {
     assert!(matches!(nobodys, Err(CommandError::NotFound { what: "bot" })));
     let done = publish(&admin, world.own()).await.unwrap();
     assert_eq!(done.after.state.last_version, 1);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_policy_asks_only_services_that_are_there(pool: PgPool) {
+    let world = World::new(pool).await;
+    let rule = ModerationRule { service: "somewhere".to_owned(), required: false };
+    let terms = PolicyTerms { moderation: vec![rule], ..PolicyTerms::default() };
+    let published = world.app.policies.publish(&system(), world.own(), terms, PolicyMode::Live, None).await;
+    let Err(CommandError::Refused(PolicyError::Invalid { problem })) = published else {
+        panic!("{published:?}")
+    };
+    assert_eq!(
+        problem,
+        "it asks the moderation service `somewhere`, which is not configured; configured: none"
+    );
 }

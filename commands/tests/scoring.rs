@@ -332,18 +332,25 @@ async fn personal_data_and_secrets_leave_masked_and_come_back_in_the_answer(pool
 
 #[sqlx::test(migrations = "../migrations")]
 async fn a_service_that_gives_no_answer_refuses_where_it_has_to_be_asked(pool: PgPool) {
-    let world = World::new(pool.clone()).await;
-    let rule = |required| ModerationRule { service: "nobody".to_owned(), required };
-    let terms = PolicyTerms { moderation: vec![rule(false)], ..PolicyTerms::default() };
-    publish(&world, terms.clone(), PolicyMode::Live).await;
-    let (turn, decision) = write(&world, 1, 7, "hello there").await;
-    admitted(decision);
-    let (.., findings) = recorded(&pool, turn).await.unwrap();
-    assert_eq!(findings.unavailable, ["nobody"], "the ledger says so");
-    let required = PolicyTerms { moderation: vec![rule(true)], ..terms };
-    publish(&world, required, PolicyMode::Live).await;
-    let (_, decision) = write(&world, 2, 7, "hello there").await;
-    assert_eq!(refusal(decision), RefusalReason::Unscored);
+    let guard = Arc::new(Guard(Mutex::default())) as Arc<dyn ModerationProvider>;
+    let services =
+        DetectorServices { moderation: [("guard".to_owned(), guard)].into(), ..DetectorServices::default() };
+    let world = World::new(pool.clone()).await.with_detectors(services);
+    for (update, required) in [(1, false), (2, true)] {
+        let rule = ModerationRule { service: "guard".to_owned(), required };
+        let terms = PolicyTerms { moderation: vec![rule], ..PolicyTerms::default() };
+        publish(&world, terms, PolicyMode::Live).await;
+        let turn = world.receive(message(update, 7, "hello there")).await;
+        // Its configuration names no service (any more).
+        let without = world.second_instance();
+        let decision = without.gate.decide(&system(), turn, world.fence).await.unwrap();
+        match required {
+            false => drop(admitted(decision)),
+            true => assert_eq!(refusal(decision), RefusalReason::Unscored),
+        }
+        let (.., findings) = recorded(&pool, turn).await.unwrap();
+        assert_eq!(findings.unavailable, ["guard"], "the ledger says so");
+    }
 }
 
 /// Blocks the writer while it looks at the message.

@@ -297,9 +297,8 @@ impl PolicyTerms {
         self.judge_strange_categories(findings, &mut judgement);
         self.judge_words(findings, &mut judgement);
         self.judge_signals(findings, Detector::Behaviour, OffenceKind::Flood, self.behaviour, &mut judgement);
-        judgement.masks_personal_data =
-            self.judge_data(findings, Detector::PersonalData, self.personal_data, &mut judgement);
-        judgement.masks_secrets = self.judge_data(findings, Detector::Secret, self.secrets, &mut judgement);
+        judge_data(findings, Detector::PersonalData, self.personal_data, &mut judgement);
+        judge_data(findings, Detector::Secret, self.secrets, &mut judgement);
         // What attacks or offends is seldom on topic: one message, one fault.
         if judgement.offences.is_empty() {
             self.judge_topic(findings, &mut judgement);
@@ -441,20 +440,6 @@ impl PolicyTerms {
     }
 
     /// Whether there is something to mask.
-    fn judge_data(
-        &self,
-        findings: &Findings,
-        detector: Detector,
-        rule: DataRule,
-        judgement: &mut Judgement,
-    ) -> bool {
-        let Some(first) = findings.of(detector).next() else { return false };
-        if rule == DataRule::Refuse {
-            judgement.refuse(Refusal::Content { detector, rule: first.rule.clone() });
-        }
-        rule == DataRule::Mask
-    }
-
     fn judge_topic(&self, findings: &Findings, judgement: &mut Judgement) {
         let Some(found) = &findings.intent else { return };
         let from = self.ladder().points.off_topic_from_permille;
@@ -513,10 +498,15 @@ pub struct Judgement {
     pub offences: Vec<Offence>,
     /// Why it is not answered.
     pub refusal: Option<Refusal>,
-    /// Whether personal data is replaced before the text leaves.
-    pub masks_personal_data: bool,
-    /// Whether secrets are.
-    pub masks_secrets: bool,
+}
+
+/// Data costs nobody points: it is let through, masked where the text leaves, or not answered.
+fn judge_data(findings: &Findings, detector: Detector, rule: DataRule, judgement: &mut Judgement) {
+    if rule == DataRule::Refuse
+        && let Some(first) = findings.of(detector).next()
+    {
+        judgement.refuse(Refusal::Content { detector, rule: first.rule.clone() });
+    }
 }
 
 impl Judgement {

@@ -30,6 +30,12 @@ impl Price {
         self.prompt_per_million == 0 && self.completion_per_million == 0
     }
 
+    /// Whether nobody priced it: then it costs nothing and is of no list.
+    #[must_use]
+    pub fn is_unlisted(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// What a call costs, in millionths of the currency: the sum of both sides, rounded up once. More
     /// tokens never cost less, so a hold for the worst case covers the truth.
     #[must_use]
@@ -49,7 +55,7 @@ impl Price {
     }
 }
 
-/// Prices by provider and model. What is not listed costs nothing, as models on one's own machines do.
+/// Prices by provider and model. A model of one's own machine is listed with a price of zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PriceList {
     prices: BTreeMap<(String, Option<ModelName>), Price>,
@@ -62,11 +68,11 @@ impl PriceList {
         self.prices.insert((provider.into(), model), price);
     }
 
-    /// The price of a model.
+    /// The price of a model; absent for what nobody priced, of which no limit of money can be kept.
     #[must_use]
-    pub fn of(&self, provider: &str, model: &ModelName) -> Price {
+    pub fn of(&self, provider: &str, model: &ModelName) -> Option<&Price> {
         let own = self.prices.get(&(provider.to_owned(), Some(model.clone())));
-        own.or_else(|| self.prices.get(&(provider.to_owned(), None))).cloned().unwrap_or_default()
+        own.or_else(|| self.prices.get(&(provider.to_owned(), None)))
     }
 }
 
@@ -95,9 +101,9 @@ mod tests {
         let mut list = PriceList::default();
         list.set("openai", None, price(9, 9));
         list.set("openai", Some(model("small")), price(1, 2));
-        assert_eq!(list.of("openai", &model("small")), price(1, 2));
-        assert_eq!(list.of("openai", &model("large")), price(9, 9));
-        assert!(list.of("ollama", &model("small")).is_free());
+        assert_eq!(list.of("openai", &model("small")), Some(&price(1, 2)));
+        assert_eq!(list.of("openai", &model("large")), Some(&price(9, 9)));
+        assert_eq!(list.of("ollama", &model("small")), None);
     }
 
     proptest! {

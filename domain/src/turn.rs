@@ -116,7 +116,7 @@ pub struct Admission {
     /// Tokens held.
     pub reserved_tokens: u64,
     /// What the model costs: the truth is settled at this price.
-    #[serde(default, skip_serializing_if = "Price::is_free")]
+    #[serde(default, skip_serializing_if = "Price::is_unlisted")]
     pub price: Price,
     /// Money held at that price, in millionths of the currency.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -201,6 +201,8 @@ pub enum RefusalReason {
         remaining: u64,
         resets_at: DateTime<Utc>,
     },
+    /// A limit of money stands over the turn and the model has no price: which money it takes is not known.
+    Unpriced { model: ModelName },
     /// The message alone does not fit the model's window.
     TooLong { tokens: u64, limit: u64 },
     /// The bot has no capacity to answer: too many turns wait.

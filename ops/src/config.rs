@@ -222,8 +222,8 @@ pub struct Quota {
     pub warn_at_percent: String,
 }
 
-/// What models cost. What is not listed costs nothing, as a model on one's own machine does. A turn is
-/// settled at the price it was admitted at, whatever stands here later.
+/// What models cost; one on one's own machine is listed with a price of zero. What is not listed is not
+/// asked where a limit of money holds. A turn is settled at the price it was admitted at, whatever stands here later.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prices {

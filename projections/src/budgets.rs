@@ -3,12 +3,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use botledger_domain::{
     RecordedEvent, WorkspaceId,
-    account::{Account, Amounts, Holder, LimitLeft, Meter, PlanTerms, Raise, Warning},
+    account::{Account, Amounts, Holder, LimitLeft, Meter, Period, PlanTerms, Raise, Unit, Warning},
     budget::{Budget, BudgetEvent},
     budget_share::{BudgetShare, BudgetShareEvent},
     budget_stream,
 };
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder};
 use uuid::Uuid;
@@ -40,7 +41,8 @@ read_row! {
         /// A list of `Warning`: those given in the present windows.
         warnings: Value,
         shares: i64,
-        exhausted_at: Option<DateTime<Utc>>,
+        /// A list of `Exhausted`: limits that did not cover a turn in their present window.
+        exhausted: Value,
         created_position: i64,
         updated_position: i64,
     }
@@ -61,6 +63,30 @@ read_row! {
         reserved_money: i64,
         created_position: i64,
         updated_position: i64,
+    }
+}
+
+/// A limit that did not cover a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exhausted {
+    /// What is short.
+    pub unit: Unit,
+    /// In which period.
+    pub period: Period,
+    /// Since then.
+    pub since: DateTime<Utc>,
+    /// Until there is more.
+    pub resets_at: DateTime<Utc>,
+}
+
+impl BudgetHead {
+    fn exhausted(&self) -> Vec<Exhausted> {
+        read(&self.exhausted)
+    }
+
+    fn keep_exhausted(&mut self, stays: impl Fn(&Exhausted) -> bool) {
+        let kept: Vec<Exhausted> = self.exhausted().into_iter().filter(stays).collect();
+        self.exhausted = written(&kept);
     }
 }
 
@@ -112,6 +138,12 @@ impl BudgetRow {
         read(&self.head.warnings)
     }
 
+    /// Limits that did not cover a turn in a window that still runs then.
+    #[must_use]
+    pub fn exhausted_at(&self, now: DateTime<Utc>) -> Vec<Exhausted> {
+        self.head.exhausted().into_iter().filter(|exhausted| now < exhausted.resets_at).collect()
+    }
+
     /// What is left under each limit at a moment.
     #[must_use]
     pub fn left_at(&self, now: DateTime<Utc>) -> Vec<LimitLeft> {
@@ -134,6 +166,10 @@ pub struct BudgetsProjection;
 impl Projection for BudgetsProjection {
     fn name(&self) -> &'static str {
         "budgets"
+    }
+
+    fn version(&self) -> i32 {
+        2
     }
 
     fn tables(&self) -> &'static [&'static str] {
@@ -163,13 +199,13 @@ async fn apply_budgets(tx: &mut PgConnection, page: &[Arc<RecordedEvent>]) -> Re
                 raises: serde_json::json!([]),
                 warnings: Value::Null,
                 shares: 0,
-                exhausted_at: None,
+                exhausted: Value::Null,
                 created_position: position,
                 updated_position: position,
             });
             (row.in_force, row.shares) = (true, count(shares.len() as u64));
             (row.terms, row.meters) = (written(&terms), written(&meters));
-            (row.warnings, row.exhausted_at) = (serde_json::json!([]), None);
+            (row.warnings, row.exhausted) = (serde_json::json!([]), serde_json::json!([]));
             row.updated_position = position;
             continue;
         }
@@ -184,16 +220,22 @@ async fn apply_budgets(tx: &mut PgConnection, page: &[Arc<RecordedEvent>]) -> Re
             | BudgetEvent::ShareReplaced { .. } => {}
             BudgetEvent::BudgetRaised { unit, amount, expires_at, .. } => {
                 push(&mut row.raises, &Raise { unit, amount, expires_at });
-                row.exhausted_at = None;
+                row.keep_exhausted(|exhausted| exhausted.unit != unit);
             }
             BudgetEvent::BudgetRemoved { .. } => row.in_force = false,
             BudgetEvent::BudgetRolled { meters, rolled_at } => {
                 turn(&mut row.meters, &mut row.warnings, &mut row.raises, &meters, rolled_at);
-                row.exhausted_at = None;
+                row.keep_exhausted(|exhausted| {
+                    let same =
+                        |meter: &&Meter| (meter.unit, meter.period) == (exhausted.unit, exhausted.period);
+                    meters.iter().find(same).is_some_and(|meter| meter.window.end == exhausted.resets_at)
+                });
             }
             BudgetEvent::MoneyGathered { used, .. } => set_used(&mut row.meters, &used),
             BudgetEvent::BudgetWarned { warning, .. } => push(&mut row.warnings, &warning),
-            BudgetEvent::BudgetExhausted { exhausted_at, .. } => row.exhausted_at = Some(exhausted_at),
+            BudgetEvent::BudgetExhausted { unit, period, resets_at, exhausted_at, .. } => {
+                push(&mut row.exhausted, &Exhausted { unit, period, since: exhausted_at, resets_at });
+            }
         }
     }
     Ok(rows.store(tx).await?)

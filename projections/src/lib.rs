@@ -39,7 +39,9 @@ pub use as_of::{
 };
 pub use audit::{AdminAct, AuditFilter, AuditRow, acts_of, admin_acts, audit_between, audit_page};
 pub use bots::{BotRow, BotsProjection, bot, bot_ids, bots_by_ids, bots_page, running_bots};
-pub use budgets::{BudgetHead, BudgetRow, BudgetShareRow, BudgetsProjection, budget, budgets_page};
+pub use budgets::{
+    BudgetHead, BudgetRow, BudgetShareRow, BudgetsProjection, Exhausted, budget, budgets_page,
+};
 pub use conversations::{
     ConversationFilter, ConversationRow, ConversationsProjection, SessionRow, conversation,
     conversations_page, sessions,

@@ -8,7 +8,9 @@ use chrono::{DateTime, Utc};
 use super::{
     Acts, Conditions, Needs, Scope,
     error::{ApiError, ApiResult, UserError, outcome},
-    limit::{LimitInput, LimitLeft, LimitUnit, LimitWarning, PlanLimit, Raise, percents, terms},
+    limit::{
+        ExhaustedLimit, LimitInput, LimitLeft, LimitUnit, LimitWarning, PlanLimit, Raise, percents, terms,
+    },
     or_refused,
     page::{List, Slice},
     payload,
@@ -106,9 +108,14 @@ impl Budget {
         self.row.warnings().into_iter().map(LimitWarning::from).collect()
     }
 
-    /// When a limit did not cover a turn for the first time in its present period.
+    /// Since when there is a limit that does not cover what turns ask for; absent when all do.
     async fn exhausted_at(&self) -> Option<DateTime<Utc>> {
-        self.row.head.exhausted_at
+        self.row.exhausted_at(self.now).into_iter().map(|exhausted| exhausted.since).min()
+    }
+
+    /// Limits that did not cover a turn in their present period.
+    async fn exhausted(&self) -> Vec<ExhaustedLimit> {
+        self.row.exhausted_at(self.now).into_iter().map(ExhaustedLimit::from).collect()
     }
 
     /// How many turns may reserve at the same moment without waiting for each other.

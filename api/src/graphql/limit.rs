@@ -5,6 +5,7 @@ use botledger_domain::account::{
     Limit, LimitLeft as Left, Period as DomainPeriod, PlanTerms, Raise as DomainRaise, Unit,
     Warning as DomainWarning,
 };
+use botledger_projections::Exhausted;
 use chrono::{DateTime, Utc};
 
 use super::{
@@ -202,6 +203,26 @@ pub(crate) struct Raise {
 impl From<DomainRaise> for Raise {
     fn from(raise: DomainRaise) -> Self {
         Self { unit: raise.unit.into(), amount: big(raise.amount), expires_at: raise.expires_at }
+    }
+}
+
+/// A limit that did not cover a turn.
+#[derive(SimpleObject)]
+pub(crate) struct ExhaustedLimit {
+    unit: LimitUnit,
+    period: Period,
+    since: DateTime<Utc>,
+    resets_at: DateTime<Utc>,
+}
+
+impl From<Exhausted> for ExhaustedLimit {
+    fn from(exhausted: Exhausted) -> Self {
+        Self {
+            unit: exhausted.unit.into(),
+            period: exhausted.period.into(),
+            since: exhausted.since,
+            resets_at: exhausted.resets_at,
+        }
     }
 }
 

@@ -185,7 +185,7 @@ const PLAIN: &str = "
 ";
 
 /// Through which permissions each type can be got at.
-const REACHED: [(&str, &str); 69] = [
+const REACHED: &[(&str, &str)] = &[
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
     ("AuditChange", "read_ledger"),
@@ -200,6 +200,7 @@ const REACHED: [(&str, &str); 69] = [
     ("EffectivePolicy", "read_operations"),
     ("Event", "read_ledger"),
     ("Evidence", "moderate read_operations"),
+    ("ExhaustedLimit", "manage_quotas read_operations"),
     ("Findings", "manage_bots moderate read_operations"),
     ("Ladder", "manage_bots manage_policies moderate read_operations"),
     ("LadderPoints", "manage_bots manage_policies moderate read_operations"),

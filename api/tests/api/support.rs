@@ -22,7 +22,7 @@ use botledger_domain::{
     BotId, Clock, InstanceId, ModelName, OperatorId, PlanName, Position, SubjectId, TurnId, WorkspaceId,
     bot::{BotRateLimits, BotSettings, RateLimit, UpdateMode},
     operator::{Login, OperatorCommand, Role},
-    price::PriceList,
+    price::{Price, PriceList},
     quota::{Period, PlanTerms},
     turn::{Ask, ChatKind, Lane, ReplySource},
 };
@@ -145,13 +145,15 @@ impl Platform {
         configure: impl FnOnce(&mut ApiConfig),
     ) -> Self {
         let generous = RateLimit { burst: 1_000, per_minute: 60_000 };
+        let mut prices = PriceList::default();
+        prices.set("ollama", None, Price { version: "1".to_owned(), ..Price::default() });
         let config = AppConfig {
             journal: Default::default(),
             keys: KeyRing { master: BTreeMap::from([(1, [1; 32].into())]), pseudonym: [2; 32].into() },
             gate: GateDefaults {
                 provider: "ollama".to_owned(),
                 model: ModelName::parse("llama3.2").unwrap(),
-                prices: PriceList::default(),
+                prices,
                 rate_limits: BotRateLimits::of_messages(generous, generous, generous),
                 context_exchanges: 20,
                 notice_pause: Duration::from_secs(60),

@@ -13,6 +13,8 @@ pub struct AppendSet {
     pub(crate) events: Vec<NewEvent>,
     /// Version each stream must have before the set, by type and id.
     pub(crate) expected: HashMap<(&'static str, String), i64>,
+    /// Version each stream must have that the set only rests on.
+    pub(crate) seen: HashMap<(&'static str, String), i64>,
     pub(crate) bodies: Vec<NewBody>,
     pub(crate) fence: Option<(BotId, i64)>,
     kept: Vec<Kept>,
@@ -48,6 +50,7 @@ impl AppendSet {
             metadata,
             events: Vec::new(),
             expected: HashMap::new(),
+            seen: HashMap::new(),
             bodies: Vec::new(),
             fence: None,
             kept: Vec::new(),
@@ -104,6 +107,17 @@ impl AppendSet {
             payload,
             metadata,
         });
+    }
+
+    /// Lets the set through only while an aggregate that it adds nothing to is as it was loaded: what was
+    /// decided rests on it. Sets that rest on the same stream do not wait for each other.
+    pub fn rests_on<A: Decide>(&mut self, loaded: &Loaded<A>) {
+        self.seen.entry((A::TYPE, loaded.id.clone())).or_insert(loaded.version);
+    }
+
+    /// Streams it only rests on, with their versions.
+    pub(crate) fn only_seen(&self) -> impl Iterator<Item = (&(&'static str, String), &i64)> {
+        self.seen.iter().filter(|(stream, _)| !self.expected.contains_key(*stream))
     }
 
     /// Adds a sealed body that is stored with the events.

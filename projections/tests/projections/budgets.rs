@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use botledger_domain::{
     BotId, Position, Reason, ReservationId, WorkspaceId,
-    account::{Amounts, Holder, Period, PlanTerms, Unit},
+    account::{Amounts, Holder, Limit, Period, PlanTerms, Shortage, Unit},
     budget::{Budget, BudgetCommand, BudgetEvent},
     budget_share::{BudgetShare, BudgetShareCommand},
     budget_share_stream, budget_stream,
 };
 use botledger_journal::{AppendSet, Loaded};
 use botledger_projections::{BudgetsProjection, Page, Projection, budget as budget_of, budgets_page, verify};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -93,4 +93,52 @@ async fn a_budgets_row_with_its_shares_says_what_the_ledger_says(pool: PgPool) {
     assert_eq!((row.left_at(later)[0].used, row.left_at(later)[0].reserved), (0, 30));
     assert_eq!((row.warnings(), row.raises(), row.head.in_force), (vec![], vec![], false));
     assert_eq!(verify(&pool, &projection, |_| {}).await.unwrap().different, 0);
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_limit_is_exhausted_until_its_own_window_ends_or_more_of_its_unit_is_granted(pool: PgPool) {
+    let workspace: WorkspaceId = Uuid::now_v7().into();
+    let holder = Holder::Workspace(workspace);
+    let mut parent = Loaded::<Budget>::empty(budget_stream(workspace, holder).to_string());
+    let now = noon();
+    let limit = |unit, period, amount| Limit { unit, period, amount, roll_over: None };
+    let limits = vec![
+        limit(Unit::Messages, Period::Minute, 1),
+        limit(Unit::Tokens, Period::Day, 5),
+        limit(Unit::Messages, Period::Day, 9),
+    ];
+    let terms = PlanTerms { limits, warn_at_percent: vec![] };
+    let (journal, projection) = (journal(&pool), Arc::new(BudgetsProjection) as Arc<dyn Projection>);
+    let mut head = Position(0);
+    let mut after = async |commands: Vec<BudgetCommand>, at: DateTime<Utc>| {
+        let mut set = AppendSet::new(metadata());
+        for command in commands {
+            set.decide(&mut parent, command, at).unwrap();
+        }
+        journal.append(set).await.unwrap();
+        head = fold(&pool, &projection, head, &[1]).await.unwrap();
+        let row = budget_of(&pool, workspace, holder).await.unwrap().unwrap();
+        row.exhausted_at(at).into_iter().map(|one| (one.unit, one.period, one.since)).collect::<Vec<_>>()
+    };
+    let exhaust = |unit, period: Period| {
+        let resets_at = period.window(now).end;
+        BudgetCommand::Exhaust { short: Shortage { unit, period, requested: 9, remaining: 0, resets_at } }
+    };
+    let raise = |unit| BudgetCommand::Raise {
+        unit,
+        amount: 1,
+        expires_at: now + TimeDelta::hours(9),
+        reason: Reason::parse("rush").unwrap(),
+        by: Uuid::now_v7().into(),
+    };
+    let (minute, tokens) = ((Unit::Messages, Period::Minute, now), (Unit::Tokens, Period::Day, now));
+    let set = BudgetCommand::Set { workspace, holder, terms, shares: 1, by: None };
+    assert_eq!(after(vec![set], now).await, []);
+    let both = vec![exhaust(Unit::Messages, Period::Minute), exhaust(Unit::Tokens, Period::Day)];
+    assert_eq!(after(both, now).await, [minute, tokens]);
+    let later = now + TimeDelta::seconds(60);
+    let rolled = vec![BudgetCommand::Gather { reports: vec![] }];
+    assert_eq!(after(rolled, later).await, [tokens], "the day goes on");
+    assert_eq!(after(vec![raise(Unit::Messages)], later).await, [tokens]);
+    assert_eq!(after(vec![raise(Unit::Tokens)], later).await, []);
 }

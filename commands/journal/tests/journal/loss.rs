@@ -200,10 +200,13 @@ async fn what_a_crash_takes_back_is_not_acknowledged_by_a_mark_of_the_next_run(p
         tokio::spawn(async move { journal.append(set).await })
     };
     let (first, second, third) = (stream(), stream(), stream());
+    // Beside something that waits for a mark nothing is alone, and takes the way of many.
+    let nothing = appending(AppendSet::new(metadata()));
+    until("nothing waits for its mark", async || waiting_for_the_lock(&pool).await == 1).await;
     let marked = appending(set_on(first, 0, 1));
-    until("the first waits for its mark", async || waiting_for_the_lock(&pool).await == 1).await;
+    until("the first waits behind it", async || length(&pool, first).await == 1).await;
     let waits = appending(set_on(second, 0, 1));
-    until("the second waits behind it", async || length(&pool, second).await == 1).await;
+    until("the second waits too", async || length(&pool, second).await == 1).await;
     let later = {
         let (journal, sets) = (journal.clone(), vec![set_on(second, 0, 1), set_on(third, 0, 1)]);
         tokio::spawn(async move { journal.append_all(sets).await })
@@ -211,7 +214,7 @@ async fn what_a_crash_takes_back_is_not_acknowledged_by_a_mark_of_the_next_run(p
     until("and so does what comes after a refusal", async || length(&pool, third).await == 1).await;
 
     crash(&pool, gate, 1).await;
-    let mut answers = vec![marked.await.unwrap(), waits.await.unwrap()];
+    let mut answers = vec![nothing.await.unwrap(), marked.await.unwrap(), waits.await.unwrap()];
     answers.append(&mut later.await.unwrap());
     for answer in answers {
         assert!(matches!(answer, Err(AppendError::Unavailable { .. })), "{answer:?}");
@@ -234,12 +237,21 @@ async fn a_refusal_that_rests_on_what_a_crash_takes_back_is_not_told(pool: PgPoo
     let target = stream();
     let mut answers = Vec::new();
     for (journal, waiting) in [(writes, 1), (is_refused, 2)] {
-        answers.push(tokio::spawn(async move { journal.append(set_on(target, 0, 1)).await }));
-        until("it waits for its mark", async || waiting_for_the_lock(&pool).await == waiting).await;
+        let mut append = |sets: Vec<AppendSet>| {
+            let journal = journal.clone();
+            answers.push(tokio::spawn(async move { journal.append_all(sets).await }));
+        };
+        // Beside something that waits for a mark nothing is alone, and takes the way of many.
+        append(vec![AppendSet::new(metadata())]);
+        until("nothing waits for its mark", async || waiting_for_the_lock(&pool).await == waiting).await;
+        let behind = stream();
+        append(vec![set_on(target, 0, 1), set_on(behind, 0, 1)]);
+        until("and so is what comes behind it", async || length(&pool, behind).await == 1).await;
     }
     crash(&pool, gate, 2).await;
-    for answer in answers {
-        let answer = answer.await.unwrap();
-        assert!(matches!(answer, Err(AppendError::Unavailable { .. })), "{answer:?}");
+    for answers in answers {
+        for answer in answers.await.unwrap() {
+            assert!(matches!(answer, Err(AppendError::Unavailable { .. })), "{answer:?}");
+        }
     }
 }

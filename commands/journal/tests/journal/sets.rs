@@ -72,6 +72,35 @@ async fn one_stale_stream_fails_its_set_and_no_other(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = "../../migrations")]
+async fn a_set_falls_when_a_stream_it_rests_on_has_moved_and_shares_it_with_others_until_then(pool: PgPool) {
+    let journal = journal(&pool);
+    let ground = stream();
+    let resting = async || {
+        let mut set = set_on(stream(), 0, 1);
+        set.rests_on(&journal.load::<ChatSession>(&ground.to_string()).await.unwrap());
+        set
+    };
+    let on_nothing = [resting().await, resting().await, resting().await];
+    let [first, second, late] = on_nothing;
+    let sets = vec![first, second, set_on(ground, 0, 1), late];
+    let results = journal.append_all(sets).await;
+    assert!(results[..3].iter().all(Result::is_ok), "{results:?}");
+    match &results[3] {
+        Err(AppendError::Conflict { aggregate_id, expected: 0, actual: 1, .. }) => {
+            assert_eq!(*aggregate_id, ground.to_string());
+        }
+        other => panic!("{other:?}"),
+    }
+    // What it moves itself it need not rest on.
+    let mut both = AppendSet::new(metadata());
+    push(&mut both, ground, 1, 2);
+    both.rests_on(&journal.load::<ChatSession>(&ground.to_string()).await.unwrap());
+    assert!(journal.append(both).await.is_ok());
+    assert!(journal.append(resting().await).await.is_ok());
+    assert_eq!(assert_whole(&pool).await.len(), 6);
+}
+
+#[sqlx::test(migrations = "../../migrations")]
 async fn of_two_sets_on_one_version_never_both_win(pool: PgPool) {
     let journals = [journal(&pool), journal(&pool)];
     let target = stream();

@@ -110,6 +110,13 @@ impl EmbeddedIntents {
         Ok(self.head.judge_by(far(look.signals), look))
     }
 
+    /// What its vectors take up, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let vectors = self.places.points.len() + self.places.outside.len() + self.places.sums.len();
+        vectors * self.places.width * size_of::<f32>()
+    }
+
     /// SHA-256 in hexadecimal of examples, background, options and the embedding model's name. What that
     /// model holds is not known here.
     #[must_use]
@@ -159,7 +166,9 @@ impl Places {
 
     fn calibrate(&self, intents: Vec<String>, false_rejection: f64) -> Head {
         let (mut inside, mut right, mut wrong) = (vec![], vec![], vec![]);
-        for (at, (class, unit)) in self.points.iter().enumerate() {
+        // Evenly chosen: each is compared with all, and more of them draw no better line.
+        let every = |count: usize| count.div_ceil(CALIBRATED_ON).max(1);
+        for (at, (class, unit)) in self.points.iter().enumerate().step_by(every(self.points.len())) {
             if self.sums[*class].1 < 2 {
                 continue;
             }
@@ -168,6 +177,7 @@ impl Places {
             if look.best == *class { right.push(look.lead) } else { wrong.push(look.lead) }
         }
         let far_outside: Vec<f64> = (0..self.outside.len())
+            .step_by(every(self.outside.len()))
             .map(|at| {
                 let mut look = self.look(&self.outside[at], None);
                 let others = self.outside.iter().enumerate().filter(|(other, _)| *other != at);
@@ -181,6 +191,9 @@ impl Places {
         Head { intents, oos, right: Platt::fit_as_seen(&wrong, &right) }
     }
 }
+
+/// Examples, and lines of the background, that the border is drawn by, at most.
+const CALIBRATED_ON: usize = 2_000;
 
 /// Larger is farther out of scope.
 fn far(signals: Signals) -> f64 {
