@@ -1,7 +1,7 @@
 //! Who asked for what, from where, and what became of it; and personal text that is opened for a time.
 
 use botledger_domain::operator::Role;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
@@ -86,7 +86,7 @@ async fn an_auditor_reads_personal_text_only_while_let_and_each_reading_is_noted
 
     let grant = "mutation g($i: OperatorGrantPersonalAccessInput!) { operatorGrantPersonalAccess(input: $i) {
         operator { readsPersonalUntil } userErrors { code } } }";
-    let until = |days| (Utc::now() + TimeDelta::days(days)).to_rfc3339();
+    let until = |days| (platform.app.core.clock.now() + TimeDelta::days(days)).to_rfc3339();
     let ask =
         |days: i64| json!({"i": {"operatorId": account, "until": until(days), "reason": "complaint 17"}});
     assert_eq!(platform.refusal(Some(&token), grant, ask(1)).await, "FORBIDDEN", "nobody lets themselves");
