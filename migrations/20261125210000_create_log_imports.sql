@@ -22,7 +22,10 @@ GRANT SELECT ON public.log_imports TO botledger_writer;
 
 CREATE FUNCTION public.refuse_append_while_importing() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF current_setting('botledger.importing', true) IS DISTINCT FROM 'on' THEN
+    -- Anybody can set the word; only the tables' owner may do what an import does.
+    IF current_setting('botledger.importing', true) IS DISTINCT FROM 'on'
+        OR NOT pg_has_role(session_user, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'MEMBER')
+    THEN
         RAISE EXCEPTION 'a ledger is being imported here: run botledger import again until it has finished'
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;

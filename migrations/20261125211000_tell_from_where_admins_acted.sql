@@ -9,6 +9,10 @@ ALTER TABLE public.audit_log
     -- of the operator
     ADD COLUMN workspace  uuid;
 
+-- Earlier rows knew no workspace; whose they are is known, and nobody may say it later.
+UPDATE public.audit_log AS noted SET workspace = login.workspace
+FROM public.operator_logins AS login WHERE login.operator_id = noted.operator_id;
+
 -- One's own traces are not swept away either.
 CREATE TRIGGER audit_log_is_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON public.audit_log
     FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_ledger_change();

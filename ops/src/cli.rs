@@ -33,6 +33,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Loaded, Sources};
 use crate::local_run;
+use shell::Told;
 
 /// Runs a fleet of Telegram AI bots and keeps an exact ledger of everything they do.
 #[derive(Clone, Debug, Parser)]
@@ -180,21 +181,34 @@ impl Command {
     }
 }
 
+/// Whether something leaves that nobody can bring back: then the audit table knows of it before it begins.
+fn carries_off(action: &str) -> bool {
+    matches!(action, "session.link" | "keys.rewrap" | "audit.report" | "log.export" | "log.export_with_keys")
+}
+
 impl Cli {
     /// Runs the subcommand and gives its exit code.
     ///
     /// # Errors
     /// When it cannot be carried out.
     pub async fn run(self) -> Result<u8> {
-        let (action, settings) = (self.command.action(), self.settings.clone());
-        let done = self.carry_out().await;
-        if let Some(action) = action {
-            shell::note(settings, action, &done).await;
+        let mut told = Told::new();
+        let Some(action) = self.command.action() else { return self.carry_out(&mut told).await };
+        let settings = self.settings.clone();
+        // An import keeps everybody else out by itself.
+        let _present = match self.command {
+            Command::Import(_) => None,
+            _ => shell::present(settings.clone()).await?,
+        };
+        if carries_off(action) {
+            shell::begun(settings.clone(), action).await?;
         }
+        let done = self.carry_out(&mut told).await;
+        shell::note(settings, action, &done, told).await;
         done
     }
 
-    async fn carry_out(self) -> Result<u8> {
+    async fn carry_out(self, told: &mut Told) -> Result<u8> {
         match self.command {
             Command::Serve(serve) => serve.run(self.settings).await,
             Command::Link(link) => link.run(self.settings).await,
@@ -204,8 +218,8 @@ impl Cli {
             Command::Policy(command) => command.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
             Command::Events(events) => events.run(self.settings).await,
-            Command::Audit(command) => command.run(self.settings).await,
-            Command::Export(command) => command.run(self.settings).await,
+            Command::Audit(command) => command.run(self.settings, told).await,
+            Command::Export(command) => command.run(self.settings, told).await,
             Command::Import(import) => import.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,
             Command::Replay(replay) => replay.run(self.settings).await,

@@ -103,7 +103,7 @@ pub async fn audit_page(
     Ok(page.in_order(query.build_query_as().fetch_all(pool).await?))
 }
 
-/// Rows of a period by time, then id: the order of a report. `after` is the last row of the page before.
+/// Rows of a period, of one workspace or of all, by time, then id: the order of a report. `after` is the last row of the page before.
 ///
 /// # Errors
 /// When the database fails.
@@ -111,6 +111,7 @@ pub async fn audit_between(
     pool: &PgPool,
     from: DateTime<Utc>,
     until: DateTime<Utc>,
+    workspace: Option<Uuid>,
     after: Option<(DateTime<Utc>, i64)>,
     limit: i64,
 ) -> Result<Vec<AuditRow>, sqlx::Error> {
@@ -121,12 +122,13 @@ pub async fn audit_between(
         "SELECT id, happened_at, operator_id, action, outcome, detail, source_ip, user_agent, instance, source,
                 correlation_id, workspace
          FROM audit_log
-         WHERE happened_at < $1 AND (happened_at, id) > ($2, $3)
+         WHERE happened_at < $1 AND (happened_at, id) > ($2, $3) AND ($5::uuid IS NULL OR workspace = $5)
          ORDER BY happened_at, id LIMIT $4",
         until,
         time,
         id,
         limit,
+        workspace,
     )
     .fetch_all(pool)
     .await
@@ -139,6 +141,8 @@ pub struct AdminAct {
     pub event: RecordedEvent,
     /// Payload of the event of the same type before it in its stream: what was so before.
     pub before: Option<String>,
+    /// Of the operator; absent for a shell, which belongs to no workspace.
+    pub workspace: Option<Uuid>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -146,9 +150,10 @@ struct ActRow {
     #[sqlx(flatten)]
     event: LogRow,
     before: Option<String>,
+    workspace: Option<Uuid>,
 }
 
-/// What operators and shells did after a position and up to another, in order.
+/// What operators of one workspace, or of all and shells, did after a position and up to another, in order.
 ///
 /// # Errors
 /// When the database fails.
@@ -156,12 +161,16 @@ pub async fn admin_acts(
     pool: &PgPool,
     after: Position,
     upto: Position,
+    workspace: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<AdminAct>, sqlx::Error> {
     acts(pool, |query| {
         query.push("(e.metadata ->> 'actor' LIKE 'operator:%' OR e.metadata ->> 'actor' = 'system:cli')");
         query.push(" AND e.position > ").push_bind(after.0);
         query.push(" AND e.position <= ").push_bind(upto.0);
+        if let Some(workspace) = workspace {
+            query.push(" AND who.workspace = ").push_bind(workspace);
+        }
         query.push(" ORDER BY e.position LIMIT ").push_bind(limit);
     })
     .await
@@ -190,10 +199,15 @@ async fn acts(
                     WHERE p.aggregate_type = e.aggregate_type AND p.aggregate_id = e.aggregate_id
                       AND p.sequence < e.sequence AND p.event_type = e.event_type
                     ORDER BY p.sequence DESC LIMIT 1
-                ) AS before
-         FROM events e WHERE ",
+                ) AS before, who.workspace
+         FROM events e
+         LEFT JOIN operator_logins who ON 'operator:' || who.operator_id = e.metadata ->> 'actor'
+         WHERE ",
     );
     which(&mut query);
     let rows: Vec<ActRow> = query.build_query_as().fetch_all(pool).await?;
-    Ok(rows.into_iter().map(|row| AdminAct { event: row.event.into(), before: row.before }).collect())
+    Ok(rows
+        .into_iter()
+        .map(|row| AdminAct { event: row.event.into(), before: row.before, workspace: row.workspace })
+        .collect())
 }

@@ -12,6 +12,7 @@ mod files;
 mod import;
 mod line;
 mod manifest;
+mod presence;
 
 use std::{io, path::PathBuf};
 
@@ -21,6 +22,7 @@ pub use export::{ExportRequest, Exported, export};
 pub use import::{Expected, Imported, Verified, import, unfinished_import, verify_files};
 pub use line::Encoding;
 pub use manifest::{FileEntry, FileKind, Fingerprints, Head, MANIFEST, Manifest, Source};
+pub use presence::Presence;
 
 /// Why a transfer ended. What was finished before stays, and is found again.
 #[derive(Debug, thiserror::Error)]

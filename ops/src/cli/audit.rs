@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use super::Settings;
+use super::shell::Told;
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum AuditCommand {
@@ -16,9 +17,9 @@ pub enum AuditCommand {
 impl AuditCommand {
     /// # Errors
     /// See [`report::Report::run`].
-    pub async fn run(self, settings: Settings) -> Result<u8> {
+    pub async fn run(self, settings: Settings, told: &mut Told) -> Result<u8> {
         match self {
-            Self::Report(report) => report.run(settings).await,
+            Self::Report(report) => report.run(settings, told).await,
         }
     }
 }

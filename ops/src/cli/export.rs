@@ -12,6 +12,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::Settings;
+use super::shell::Told;
 use crate::config::Config;
 use crate::platform::answering_pool;
 
@@ -24,9 +25,9 @@ pub enum ExportCommand {
 impl ExportCommand {
     /// # Errors
     /// See [`ExportLog::run`].
-    pub async fn run(self, settings: Settings) -> Result<u8> {
+    pub async fn run(self, settings: Settings, told: &mut Told) -> Result<u8> {
         let Self::Log(log) = self;
-        log.run(settings).await
+        log.run(settings, told).await
     }
 }
 
@@ -52,7 +53,7 @@ pub struct ExportLog {
     without_bodies: bool,
     /// For moving house: also the wrapped keys of people and bots, and the logins of operators. Who has these
     /// files and the master key can read everything
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["from", "to"])]
     with_keys: bool,
     /// Print JSON: `{"folder", "first", "last", "files", "bodies", "root", "manifest_sha256", "resumed"}`
     #[arg(long)]
@@ -118,7 +119,7 @@ impl ExportLog {
     /// # Errors
     /// When the database does not answer, the folder holds something else, or the ledger differs from its
     /// own hashes.
-    async fn run(self, settings: Settings) -> Result<u8> {
+    async fn run(self, settings: Settings, noted: &mut Told) -> Result<u8> {
         let config = settings.load_running()?.config;
         let pool = answering_pool(&config).await?;
         let log = LogReader::new(pool.clone());
@@ -148,6 +149,11 @@ impl ExportLog {
         let manifest = &exported.manifest;
         let (root, sha256) = (hex::encode(manifest.after.root), hex::encode(exported.manifest_sha256));
         let bodies = manifest.lines(FileKind::Bodies);
+        noted.insert("first".to_owned(), manifest.first.into());
+        noted.insert("last".to_owned(), manifest.last.into());
+        noted.insert("bodies".to_owned(), bodies.into());
+        noted.insert("keys".to_owned(), self.with_keys.into());
+        noted.insert("manifest_sha256".to_owned(), sha256.clone().into());
         if self.json {
             let told = json!({
                 "folder": self.out, "first": manifest.first, "last": manifest.last, "files": manifest.files.len(),

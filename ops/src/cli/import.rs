@@ -22,14 +22,16 @@ pub struct Import {
     /// Only compare the files with each other and with what is given here; needs no database
     #[arg(long)]
     check: bool,
-    /// Tree head over the exported events, from a checkpoint kept elsewhere (hex)
+    /// Tree head over the exported events, from a checkpoint kept elsewhere (hex). It says nothing about keys,
+    /// logins, and what stands beside sealed texts
     #[arg(long, value_name = "HASH", value_parser = parse_hash)]
     root: Option<Hash>,
-    /// SHA-256 of the manifest, as the export told it (hex)
+    /// SHA-256 of the manifest, as the export told it (hex): covers every file; needed where there is more than
+    /// events
     #[arg(long, value_name = "HASH", value_parser = parse_hash)]
     manifest_sha256: Option<Hash>,
-    /// Import although the master or pseudonym key here is not the source's: nothing sealed can be opened, and
-    /// people who write again are strangers
+    /// Import although the master or pseudonym key here is not the source's, or the export has no keys: nothing
+    /// sealed can be opened, nobody of the source can log in, and people who write again are strangers
     #[arg(long)]
     other_keys: bool,
     /// Print JSON: `{"events", "bodies", "root", "resumed"}`

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use botledger_domain::{Position, Reason};
+use botledger_journal::transfer::unfinished_import;
 use botledger_local::progress::say;
 use botledger_projections::{CheckpointStatus, Decision, decide, statuses};
 use clap::{Args, Subcommand, ValueEnum};
@@ -62,6 +63,9 @@ impl ProjectionsCommand {
                 Ok(u8::from(rows.iter().any(|row| row.status == "stopped")))
             }
             Self::Decide(wanted) => {
+                if let Some(why) = unfinished_import(&pool).await? {
+                    bail!(why);
+                }
                 let reason = Reason::parse(&wanted.reason)?;
                 let decision = match wanted.decision {
                     Choice::Retry => Decision::Retry,

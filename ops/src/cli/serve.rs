@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use botledger_api::{AdminState, Api, ApiConfig, ApiContext, Check, Readiness, admin_router, serve};
 use botledger_bot::{BotRuntime, Webhooks};
-use botledger_journal::transfer::unfinished_import;
+use botledger_journal::transfer::{Presence, TransferError};
 use botledger_local::migrate::{Schema, compare};
 use botledger_local::up::Signals;
 use botledger_projections::{
@@ -78,13 +78,13 @@ impl Serve {
         let admin = tokio::spawn(serve(admin, admin_router(state), admin_stop.clone(), drain));
         let upkeep = tokio::spawn(keep_up(metrics, platform.read.clone()));
 
-        tokio::select! {
-            in_step = schema_in_step(&platform.read) => in_step?,
+        let mut presence = tokio::select! {
+            there = move_in(&platform.read) => there?,
             name = signals.next() => {
                 tracing::info!("{name}: stopping before the start");
                 return Ok(0);
             }
-        }
+        };
         let running = Running::start(&config, &platform, public).await?;
         tracing::info!(
             instance.name = config.instance.name,
@@ -92,9 +92,17 @@ impl Serve {
             "serving on {}",
             config.http.listen
         );
-        let name = signals.next().await;
+        let evicted = tokio::select! {
+            name = signals.next() => {
+                tracing::info!("{name}: finishing what was begun");
+                None
+            }
+            why = presence.lost(&platform.read) => {
+                tracing::error!("stopping: {why}");
+                Some(why)
+            }
+        };
         stopping.cancel();
-        tracing::info!("{name}: finishing what was begun");
         tokio::select! {
             () = running.stop() => {}
             name = signals.next() => {
@@ -108,7 +116,10 @@ impl Serve {
         // It ends with the token; what it was doing is not worth an error now.
         let _ = admin.await;
         tracing::info!("stopped");
-        Ok(0)
+        match evicted {
+            Some(why) => Err(anyhow!(why)),
+            None => Ok(0),
+        }
     }
 }
 
@@ -118,14 +129,15 @@ async fn listen(key: &str, address: &str) -> Result<TcpListener> {
         .with_context(|| format!("cannot listen on {address}: change {key}, or stop what listens there"))
 }
 
-/// Waits for a database that does not answer; refuses one that is not of this build, or holds half a ledger.
-async fn schema_in_step(pool: &ReadPool) -> Result<()> {
+/// Waits for a database that does not answer; refuses one that is not of this build, or holds half a ledger. What
+/// it gives keeps imports out.
+async fn move_in(pool: &ReadPool) -> Result<Presence> {
     let mut said = false;
     loop {
         match compare(pool).await {
-            Ok(Schema::InStep) => match unfinished_import(pool).await {
-                Ok(None) => return Ok(()),
-                Ok(Some(why)) => bail!(why),
+            Ok(Schema::InStep) => match Presence::begin(pool).await {
+                Ok(presence) => return Ok(presence),
+                Err(TransferError::Refused(why)) => bail!(why),
                 // It answered a moment ago.
                 Err(_) => {}
             },

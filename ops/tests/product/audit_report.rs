@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sqlx::PgPool;
+use uuid::Uuid;
 
 use crate::house::{House, Partners};
 
@@ -66,7 +67,8 @@ async fn a_report_tells_who_did_and_tried_what_and_is_the_same_for_ever(pool: Pg
     .await
     .unwrap();
     let report = async |format: &str, name: &str| {
-        let arguments = ["audit", "report", "--from", &from, "--to", &to, "--format", format, "--out", name];
+        let period = ["audit", "report", "--all", "--from", &from, "--to", &to];
+        let arguments = [&period[..], &["--format", format, "--out", name]].concat();
         house.told(&arguments).await;
         let text = fs::read_to_string(house.folder.join(name)).unwrap();
         let manifest = fs::read_to_string(house.folder.join(format!("{name}.manifest.json"))).unwrap();
@@ -112,9 +114,47 @@ async fn a_report_tells_who_did_and_tried_what_and_is_the_same_for_ever(pool: Pg
         (&*from, "2100-01-01T00:00:00Z", "--to has to be a minute ago or more"),
         (&*to, &*from, "--from has to be before --to"),
     ] {
-        let output = house.run(&["audit", "report", "--from", from, "--to", to, "--out", "no.csv"]).await;
+        let output =
+            house.run(&["audit", "report", "--all", "--from", from, "--to", to, "--out", "no.csv"]).await;
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && error.contains(says), "{error}");
     }
     assert!(!house.folder.join("no.csv").exists());
+    let output =
+        house.run(&["audit", "report", "--all", "--from", &from, "--to", &to, "--out", "one.csv"]).await;
+    assert!(String::from_utf8_lossy(&output.stderr).contains("one.csv is there already"), "{output:?}");
+    assert!(fs::read_to_string(house.folder.join("one.csv")).unwrap() == csv);
+
+    // One workspace's: its operators, and no shell.
+    let (workspace, operator): (Uuid, Uuid) =
+        sqlx::query_as("SELECT workspace, operator_id FROM operator_logins")
+            .fetch_one(&house.pool)
+            .await
+            .unwrap();
+    let of_one = async |id: &str, name: &str| -> Vec<Value> {
+        let arguments =
+            ["audit", "report", "--workspace", id, "--from", &from, "--to", &to, "--format", "ndjson"];
+        house.told(&[&arguments[..], &["--out", name]].concat()).await;
+        let text = fs::read_to_string(house.folder.join(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let own = of_one(&format!("workspace:{workspace}"), "own.ndjson").await;
+    assert!(own.iter().any(|row| row["kind"] == "event") && own.iter().any(|row| row["kind"] == "call"));
+    for row in &own {
+        assert_eq!(
+            (&row["workspace"], &row["who"]),
+            (&json!(workspace), &json!(format!("operator:{operator}")))
+        );
+    }
+    assert!(of_one(&Uuid::now_v7().to_string(), "nobody.ndjson").await.is_empty());
+
+    // What carries something off is noted before it begins, and again when it has ended.
+    let noted: Vec<(String, Value)> = sqlx::query_as(
+        "SELECT outcome, detail FROM audit_log WHERE action = 'audit.report' ORDER BY id LIMIT 2",
+    )
+    .fetch_all(&house.pool)
+    .await
+    .unwrap();
+    assert_eq!((&*noted[0].0, &*noted[1].0), ("begun", "ok"));
+    assert_eq!(noted[1].1["sha256"], hex::encode(Sha256::digest(&csv)));
 }

@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Output;
 
 use botledger_sim::Person;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{ConnectOptions, PgPool};
 
@@ -46,6 +48,10 @@ impl NewHouse {
         let drop = format!("DROP DATABASE {} WITH (FORCE)", self.database);
         sqlx::query(&drop).execute(&old.pool).await.unwrap();
     }
+}
+
+fn manifest_hash(folder: &Path) -> String {
+    hex::encode(Sha256::digest(fs::read(folder.join("manifest.json")).unwrap()))
 }
 
 fn refusal(output: &Output) -> String {
@@ -107,7 +113,31 @@ async fn a_ledger_moves_house_and_everybody_is_known_there(pool: PgPool) {
     let check =
         house.told(&["import", "moving", "--check", "--root", root, "--manifest-sha256", sha256]).await;
     assert!(check.contains(" events and ") && check.contains(root), "{check}");
-    let import = ["import", "moving", "--root", root, "--json"];
+    let with_root = ["import", "moving", "--root", root];
+    // A root proves nothing about logins.
+    let (house_file, manifest_file) = (folder.join("house.ndjson"), folder.join("manifest.json"));
+    let whole = [fs::read_to_string(&house_file).unwrap(), fs::read_to_string(&manifest_file).unwrap()];
+    let edited = whole[0].replacen("\"password_hash\":\"$argon2id$", "\"password_hash\":\"$argon2iD$", 1);
+    assert!(edited != whole[0], "an owner has a password");
+    let hash = |text: &str| hex::encode(Sha256::digest(text));
+    fs::write(&house_file, &edited).unwrap();
+    fs::write(&manifest_file, whole[1].replacen(&hash(&whole[0]), &hash(&edited), 1)).unwrap();
+    let said = refusal(&house.run_with(&new.here(), &with_root).await);
+    assert!(said.contains("give --manifest-sha256 too"), "{said}");
+    let import = ["import", "moving", "--root", root, "--manifest-sha256", sha256, "--json"];
+    let said = refusal(&house.run_with(&new.here(), &import).await);
+    assert!(said.contains("manifest.json: its SHA-256 is not the expected one"), "{said}");
+    fs::write(&house_file, &whole[0]).unwrap();
+    fs::write(&manifest_file, &whole[1]).unwrap();
+
+    // Who serves an installation, even an empty one, keeps an import out.
+    let product = house.serve(&new.here()).await;
+    let said = refusal(&house.run_with(&new.here(), &import).await);
+    assert!(
+        said.contains("somebody works in this installation") && said.contains("stop that first"),
+        "{said}"
+    );
+    product.stop().await;
     let imported: Value = serde_json::from_str(&house.told_with(&new.here(), &import).await).unwrap();
     assert_eq!((&imported["events"], &imported["resumed"]), (&told["last"], &false.into()));
     house.told_with(&new.here(), &["replay", "--all"]).await;
@@ -122,8 +152,20 @@ async fn a_ledger_moves_house_and_everybody_is_known_there(pool: PgPool) {
     }
     let said = refusal(&house.run_with(&new.here(), &import).await);
     assert!(said.contains("a ledger was imported here already"), "{said}");
-    let said = refusal(&house.run(&["import", "moving"]).await);
+    let said = refusal(&house.run(&import).await);
     assert!(said.contains("this installation is not empty, it has events"), "{said}");
+    let noted: Vec<(String, Value)> = sqlx::query_as(
+        "SELECT outcome, detail FROM audit_log WHERE action = 'log.export_with_keys' ORDER BY id",
+    )
+    .fetch_all(&house.pool)
+    .await
+    .unwrap();
+    assert_eq!(noted.len(), 2, "before it began, and after: {noted:?}");
+    assert_eq!((&*noted[0].0, &*noted[1].0), ("begun", "ok"));
+    assert_eq!(
+        (&noted[1].1["manifest_sha256"], &noted[1].1["keys"]),
+        (&told["manifest_sha256"], &true.into())
+    );
 
     // Same keys: the bot's token opens, and who wrote before is no stranger.
     let people = async || -> i64 {
@@ -177,12 +219,14 @@ async fn kill_9_during_export_and_import_costs_only_time(pool: PgPool) {
         house.told(&export).await;
     }
     let check = house.told(&["import", "moving", "--check"]).await;
+    let sha256 = manifest_hash(&folder);
+    let import = ["import", "moving", "--other-keys", "--manifest-sha256", &sha256];
     let new = NewHouse::build(&house).await;
 
     // Nobody else writes while we hold this: the import waits at its first event at the latest.
     let mut blocked = new.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE events IN SHARE MODE").execute(&mut *blocked).await.unwrap();
-    let running = house.begin(&new.here(), &["import", "moving"]);
+    let running = house.begin(&new.here(), &import);
     until("it wants to write", async || {
         let waiting: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'botledger-import'
@@ -196,7 +240,7 @@ async fn kill_9_during_export_and_import_costs_only_time(pool: PgPool) {
     .await;
     running.kill().await;
     blocked.rollback().await.unwrap();
-    house.told_with(&new.here(), &["import", "moving"]).await;
+    house.told_with(&new.here(), &import).await;
     let (events, last): (i64, i64) =
         sqlx::query_as("SELECT count(*), max(position) FROM events").fetch_one(&new.pool).await.unwrap();
     assert!(events == last && check.starts_with(&format!("{events} events ")), "{check}");
@@ -236,8 +280,16 @@ async fn bad_folders_ranges_and_half_imports_are_told_in_words(pool: PgPool) {
     let mut other = new.here().to_vec();
     let key = "7".repeat(64);
     other.push(("BOTLEDGER_KEYS__PSEUDONYM_KEY", &key));
-    let said = refusal(&house.run_with(&other, &["import", "out"]).await);
+    let sha256 = manifest_hash(&house.folder.join("out"));
+    let import = ["import", "out", "--manifest-sha256", &sha256];
+    let said = refusal(&house.run_with(&other, &import).await);
     assert!(said.contains("keys.pseudonym_key is not the source's"), "{said}");
+    let said = refusal(&house.run_with(&new.here(), &import).await);
+    assert!(said.contains("the export is without keys and logins"), "{said}");
+    fs::create_dir(house.folder.join("open")).unwrap();
+    fs::set_permissions(house.folder.join("open"), fs::Permissions::from_mode(0o755)).unwrap();
+    let said = refusal(&house.run(&["export", "log", "--out", "open", "--with-keys"]).await);
+    assert!(said.contains("open is open to others (mode 755)"), "{said}");
     sqlx::query(
         "INSERT INTO log_imports (manifest, ledger, instance, last_position, root, began_at)
          SELECT h, h, 'elsewhere', 9, h, now() FROM (SELECT sha256('x') AS h) AS hashed",
@@ -252,7 +304,11 @@ async fn bad_folders_ranges_and_half_imports_are_told_in_words(pool: PgPool) {
         "{}",
         house.log()
     );
-    let said = refusal(&house.run_with(&new.here(), &["import", "out"]).await);
+    for writes in [&["replay", "--all"][..], &["bot", "stop", BOT, "--reason", "x"]] {
+        let said = refusal(&house.run_with(&new.here(), writes).await);
+        assert!(said.contains("stands at event 0 of 9"), "{writes:?}: {said}");
+    }
+    let said = refusal(&house.run_with(&new.here(), &[&import[..], &["--other-keys"]].concat()).await);
     assert!(said.contains("the import of another export, from elsewhere, has begun here"), "{said}");
     new.pull_down(&house).await;
 }

@@ -1,6 +1,6 @@
 use std::{
     fs::{self, File, TryLockError},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -34,7 +34,7 @@ pub struct ExportRequest {
     pub last: Option<i64>,
     /// Whether sealed bodies come along.
     pub bodies: bool,
-    /// Whether keys, logins and the audit table come along.
+    /// Whether keys and logins come along.
     pub house: bool,
     /// A file ends with the line that reaches this length.
     pub max_file_bytes: u64,
@@ -72,6 +72,14 @@ pub async fn export(
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(&folder).map_err(TransferError::file(&folder))?;
     let lock = File::open(&folder).map_err(TransferError::file(&folder))?;
+    let mode = lock.metadata().map_err(TransferError::file(&folder))?.permissions().mode();
+    if request.house && mode & 0o077 != 0 {
+        return Err(TransferError::Refused(format!(
+            "{} is open to others (mode {:o}) and keys are to go into it: chmod 700 it, or name another folder",
+            folder.display(),
+            mode & 0o777
+        )));
+    }
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -195,14 +203,7 @@ async fn plan(pool: &PgPool, request: &ExportRequest) -> Result<Plan, TransferEr
     let first = whole_set(pool, first).await?.0;
     let last = whole_set(pool, last).await?.1;
     let ledger = leaf_hashes(pool, 0, 1).await?.first().copied();
-    let mut before = Frontier::default();
-    let mut at = 0;
-    while at < first - 1 {
-        for leaf in leaf_hashes(pool, at, HASHES.min(first - 1 - at)).await? {
-            before.push(leaf);
-            at += 1;
-        }
-    }
+    let before = tree_of(pool, first - 1).await?;
     let source = Source {
         ledger: ledger.ok_or(TransferError::Ledger { position: 1, problem: "it is missing" })?,
         instance: request.instance.clone(),
@@ -219,6 +220,18 @@ async fn plan(pool: &PgPool, request: &ExportRequest) -> Result<Plan, TransferEr
         max_file_bytes: request.max_file_bytes,
         keys: request.keys.clone(),
     })
+}
+
+/// The tree over so many events from the first on.
+async fn tree_of(pool: &PgPool, size: i64) -> Result<Frontier, TransferError> {
+    let (mut tree, mut at) = (Frontier::default(), 0);
+    while at < size {
+        for leaf in leaf_hashes(pool, at, HASHES.min(size - at)).await? {
+            tree.push(leaf);
+            at += 1;
+        }
+    }
+    Ok(tree)
 }
 
 pub(super) async fn schema(pool: &PgPool) -> Result<i64, TransferError> {
@@ -273,6 +286,10 @@ async fn same_or_refused(pool: &PgPool, plan: &Plan, request: &ExportRequest) ->
         == (plan.before.size + 1, plan.last, plan.encoding, plan.bodies, plan.house, plan.max_file_bytes)
         && leaf_hashes(pool, 0, 1).await?.first() == Some(&plan.source.ledger);
     if same {
+        // The plan is a file like others: what the manifest will say of earlier events is taken from the ledger.
+        if head(&tree_of(pool, plan.before.size).await?) != plan.before {
+            return Err(TransferError::content(PLAN, "its tree before the first event is not the ledger's"));
+        }
         return Ok(());
     }
     Err(TransferError::Refused(format!(
@@ -449,7 +466,7 @@ impl Writer<'_> {
 
     async fn bodies(&mut self, progress: &mut impl FnMut(Step)) -> Result<(), TransferError> {
         let (mut written, mut last) = (0, None);
-        while let Some((entry, id)) = self.recognised_bodies(written + 1, last)? {
+        while let Some((entry, id)) = self.recognised_bodies(written + 1, last).await? {
             written += entry.lines;
             last = Some(id);
             self.files.push(entry);
@@ -469,8 +486,9 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// The file of an earlier run that begins with this body, if it is whole; and its last body.
-    fn recognised_bodies(
+    /// The file of an earlier run that begins with this body, if it is whole and holds the rows that are there; and
+    /// its last body.
+    async fn recognised_bodies(
         &self,
         first: i64,
         after: Option<Uuid>,
@@ -481,10 +499,17 @@ impl Writer<'_> {
             return Ok(None);
         }
         let mut lines = Lines::open(self.folder, &name)?;
-        let mut last = after;
+        let (mut last, mut stored) = (after, Vec::new().into_iter());
         while let Ok(Some(line)) = lines.read() {
+            let row = match stored.next() {
+                Some(row) => Some(row),
+                None => {
+                    stored = self.body_page(last).await?.into_iter();
+                    stored.next()
+                }
+            };
             match from_line::<BodyLine>(line) {
-                Ok(body) if last.is_none_or(|last| body.body_id > last) => last = Some(body.body_id),
+                Ok(body) if row.as_ref() == Some(&body) => last = Some(body.body_id),
                 _ => return Ok(None),
             }
         }

@@ -23,7 +23,7 @@ pub(super) fn is_part(name: &str) -> bool {
     name.ends_with(PART)
 }
 
-/// A file in the making. Dropped unfinished it leaves only a `.part`, which the next run writes over.
+/// A file in the making. Dropped unfinished it leaves only a `.part`, which the next run replaces.
 pub(super) struct Sink {
     folder: PathBuf,
     kind: FileKind,
@@ -81,8 +81,13 @@ fn part(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}{PART}"))
 }
 
+/// A new file. What lies there under its name is taken away, never written into: it may be readable by others, or
+/// lead elsewhere.
 fn private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(path)
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => OpenOptions::new().write(true).create_new(true).mode(MODE).open(path),
+    }
 }
 
 /// Gives a written `.part` its name. Its bytes are on the disk before the name is, and the name is

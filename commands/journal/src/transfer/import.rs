@@ -3,7 +3,7 @@ use std::{collections::HashMap, path::Path};
 use botledger_domain::merkle::{Frontier, Hash};
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use uuid::Uuid;
 
 use super::{
@@ -12,6 +12,7 @@ use super::{
     files::Lines,
     line::{BodyLine, EventLine, HouseLine, StateLine, from_line},
     manifest::PLAN,
+    presence,
 };
 
 /// Events or bodies written in one transaction, at most.
@@ -20,8 +21,6 @@ const BATCH: usize = 500;
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// Leaf hashes fetched at once.
 const HASHES: i64 = 10_000;
-/// Key of the lock that lets one import run; appends have another.
-const IMPORT_LOCK: i64 = 7_209_065_217;
 
 /// What is known about an export from elsewhere.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +38,8 @@ pub struct Verified {
     pub manifest: Manifest,
     /// Of the manifest.
     pub manifest_sha256: Hash,
+    /// Whether that was known from elsewhere. The tree head covers events only; this covers everything.
+    pub pinned: bool,
 }
 
 /// A finished import.
@@ -96,7 +97,7 @@ pub fn verify_files(
         progress(Step::Compared(history.at - manifest.before.size, manifest.last - manifest.before.size));
     }
     history.end()?;
-    Ok(Verified { manifest, manifest_sha256 })
+    Ok(Verified { manifest, manifest_sha256, pinned: expected.manifest_sha256.is_some() })
 }
 
 /// Events one after the other, each where it must be.
@@ -191,12 +192,12 @@ impl Bodies {
 ///
 /// # Errors
 /// When the database fails.
-pub async fn unfinished_import(pool: &PgPool) -> Result<Option<String>, sqlx::Error> {
+pub async fn unfinished_import(database: impl PgExecutor<'_>) -> Result<Option<String>, sqlx::Error> {
     let begun = sqlx::query!(
         r#"SELECT instance, last_position, (SELECT coalesce(max(position), 0) FROM events) AS "at!"
            FROM log_imports WHERE finished_at IS NULL"#
     )
-    .fetch_optional(pool)
+    .fetch_optional(database)
     .await?;
     Ok(begun.map(|row| {
         format!(
@@ -214,8 +215,9 @@ pub async fn unfinished_import(pool: &PgPool) -> Result<Option<String>, sqlx::Er
 /// the fingerprints of this installation's keys, or nothing where other keys are meant.
 ///
 /// # Errors
-/// When the installation is not empty, the export is not one from the first event, is of a newer schema or of
-/// another import that has begun, keys differ, or what is written is not what was verified.
+/// When the installation is not empty or somebody works in it, the export is not one from the first event, holds
+/// more than events and nobody said its SHA-256, is of a newer schema or of another import that has begun, keys
+/// differ or are missing, or what is written is not what was verified.
 pub async fn import(
     pool: &PgPool,
     folder: &Path,
@@ -239,17 +241,24 @@ pub async fn import(
             manifest.source.schema
         ));
     }
+    let beside_events = manifest.files.iter().find(|file| file.kind != FileKind::Events);
+    if let Some(file) = beside_events.filter(|_| !verified.pinned) {
+        return refused(format!(
+            "the tree head says nothing about {}: give --manifest-sha256 too, as the export told it",
+            file.name
+        ));
+    }
     if let Some(own) = own {
         same_keys(manifest, own)?;
+        if !manifest.house {
+            return refused(
+                "the export is without keys and logins: nobody could log in, and nothing sealed could be opened. \
+                 Export --with-keys, or say --other-keys for a copy that only answers questions"
+                    .to_owned(),
+            );
+        }
     }
-    // Held by the session, so that it ends with this process however that ends.
-    let mut session = pool.acquire().await?.detach();
-    let alone = sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "alone!""#, IMPORT_LOCK)
-        .fetch_one(&mut session)
-        .await?;
-    if !alone {
-        return refused("another import is running".to_owned());
-    }
+    let session = presence::alone(pool).await?;
     let (resumed, bodies_done) = begin(pool, verified, now).await?;
     events(pool, folder, manifest, &mut progress).await?;
     bodies(pool, folder, manifest, bodies_done, &mut progress).await?;
@@ -645,7 +654,8 @@ async fn write_state(tx: &mut PgConnection, line: &StateLine) -> Result<(), sqlx
             // Nobody holds it; whoever takes it gets a higher epoch than any before.
             sqlx::query!(
                 "INSERT INTO bot_leases (bot_id, instance, epoch, expires_at)
-                 VALUES ($1, '00000000-0000-0000-0000-000000000000', $2, '-infinity')",
+                 VALUES ($1, '00000000-0000-0000-0000-000000000000', $2, '-infinity')
+                 ON CONFLICT (bot_id) DO UPDATE SET epoch = greatest(bot_leases.epoch, excluded.epoch)",
                 bot_id,
                 epoch,
             )

@@ -73,7 +73,7 @@ pub enum FileKind {
     /// What beside the events decides how read models and bots go on: operators' decisions about events
     /// that stopped a read model, and the epochs of bots.
     State,
-    /// For moving house: wrapped data keys, logins with their password hashes, the audit table.
+    /// For moving house: wrapped data keys, logins with their password hashes.
     House,
 }
 
@@ -143,7 +143,7 @@ pub struct Manifest {
     pub after: Head,
     /// Whether sealed bodies came along.
     pub bodies: bool,
-    /// Whether it is for moving house: keys, logins and the audit table came along.
+    /// Whether it is for moving house: keys and logins came along.
     pub house: bool,
     /// Which keys sealed personal data and made pseudonyms.
     pub keys: Fingerprints,
@@ -191,7 +191,11 @@ impl Manifest {
     /// Whether it agrees with itself: names are those of an export (and so lead nowhere else), files follow
     /// each other without gaps.
     fn check(&self) -> Result<(), String> {
-        if self.before.size != self.first - 1 || self.after.size != self.last || self.last < self.first {
+        if self.first < 1
+            || self.first.checked_sub(1) != Some(self.before.size)
+            || self.after.size != self.last
+            || self.last < self.first
+        {
             return Err("its ranges contradict each other".to_owned());
         }
         let mut next = BTreeMap::from([(FileKind::Events, self.first)]);
@@ -208,7 +212,7 @@ impl Manifest {
             latest = file.kind;
             *next = file.first.saturating_add(file.lines);
         }
-        if next.get(&FileKind::Events) != Some(&(self.last + 1)) {
+        if next.get(&FileKind::Events).copied() != self.last.checked_add(1) {
             return Err(format!("its event files do not reach from {} to {}", self.first, self.last));
         }
         let mut names: Vec<&str> = self.files.iter().map(|file| file.name.as_str()).collect();

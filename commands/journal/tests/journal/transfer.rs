@@ -8,8 +8,8 @@ use std::{
 use botledger_journal::{
     AppendError,
     transfer::{
-        Encoding, Expected, ExportRequest, Exported, Fingerprints, Imported, Manifest, TransferError, export,
-        import, unfinished_import, verify_files,
+        Encoding, Expected, ExportRequest, Exported, Fingerprints, Imported, Manifest, Presence,
+        TransferError, export, import, unfinished_import, verify_files,
     },
 };
 use sqlx::{ConnectOptions, PgPool};
@@ -148,9 +148,18 @@ async fn killed_at_every_step_both_ways_the_copy_is_the_ledger(pool: PgPool) {
             assert!(matches!(Manifest::read(&there.folder), Err(TransferError::Refused(_))));
             // What a kill in the middle of a write leaves.
             fs::write(there.folder.join("events-00000000000000000900.ndjson.part"), "{\"half").unwrap();
+            // What somebody else laid there, to read what is written.
+            let secret = there.folder.with_extension("elsewhere");
+            fs::write(&secret, "mine").unwrap();
+            let part = there.folder.join("manifest.json.part");
+            fs::remove_file(&part).ok();
+            std::os::unix::fs::symlink(&secret, part).unwrap();
         }
         let done = exported(&pool, &request, usize::MAX).await.unwrap().unwrap();
         assert!(done.resumed && done.manifest.files.len() > 5, "{:?}", done.manifest);
+        let secret = there.folder.with_extension("elsewhere");
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "mine", "nothing is written through a link");
+        fs::remove_file(secret).unwrap();
         let again =
             Elsewhere { folder: there.folder.with_extension("twice"), ..Elsewhere::open(&pool).await };
         exported(&pool, &again.request(encoding), usize::MAX).await.unwrap().unwrap();
@@ -169,7 +178,25 @@ async fn killed_at_every_step_both_ways_the_copy_is_the_ledger(pool: PgPool) {
             let refused = journal.append(set_on(stream(), 0, 1)).await.unwrap_err();
             assert!(matches!(refused, AppendError::Invalid { .. }), "nobody else may write: {refused:?}");
             journal.close().await;
+            let refused = Presence::begin(&there.pool).await.unwrap_err().to_string();
+            assert!(refused.contains("import"), "nobody works here meanwhile: {refused}");
         }
+        let options = there.pool.connect_options().as_ref().clone();
+        let limited = sqlx::postgres::PgPoolOptions::new()
+            .after_connect(|session, _| {
+                Box::pin(async {
+                    sqlx::query("SET SESSION AUTHORIZATION botledger_writer").execute(&mut *session).await?;
+                    sqlx::query("SET botledger.importing = 'on'").execute(session).await.map(drop)
+                })
+            })
+            .connect_with(options)
+            .await
+            .unwrap();
+        let outsider = journal(&limited);
+        let refused = outsider.append(set_on(stream(), 0, 1)).await.unwrap_err();
+        assert!(matches!(refused, AppendError::Invalid { .. }), "its own word opens no door: {refused:?}");
+        outsider.close().await;
+        limited.close().await;
         let done = imported(&there, usize::MAX).await.unwrap().unwrap();
         assert_eq!(done, Imported { events: events.len() as i64, bodies: 0, resumed: true });
         assert!(everything(&there.pool).await == events, "every column, letter by letter");

@@ -15,8 +15,10 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::cli::Settings;
+use crate::cli::shell::Told;
 use crate::platform::answering_pool;
 
 /// Rows fetched at once.
@@ -36,7 +38,13 @@ pub struct Report {
     /// How it is written
     #[arg(long, value_enum, default_value_t = Format::Csv)]
     format: Format,
-    /// File; beside it appears FILE.manifest.json with its SHA-256
+    /// Of one workspace: calls and changes of its operators. What was done at a shell belongs to none
+    #[arg(long, value_name = "ID", value_parser = workspace, required_unless_present = "all")]
+    workspace: Option<Uuid>,
+    /// Of all workspaces, and what was done at a shell
+    #[arg(long, conflicts_with = "workspace")]
+    all: bool,
+    /// File that is not there yet; beside it appears FILE.manifest.json with its SHA-256
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Print JSON: what stands in the manifest
@@ -53,12 +61,19 @@ enum Format {
     Ndjson,
 }
 
+/// An id as the API gives it, or without its kind.
+fn workspace(text: &str) -> Result<Uuid, uuid::Error> {
+    text.strip_prefix("workspace:").unwrap_or(text).parse()
+}
+
 /// One row of a report. What was done is told by the ledger (`kind` `event`), everything that was asked by
 /// the audit table (`kind` `call`); both carry the id of the request.
 #[derive(Debug, Serialize)]
 struct Row {
     time: String,
     kind: &'static str,
+    /// Of whoever did it; empty for a shell, and where nobody was recognised.
+    workspace: Option<String>,
     /// `operator:<id>`, `system:cli`; empty where nobody was recognised.
     who: String,
     what: String,
@@ -79,9 +94,10 @@ struct Row {
     leaf_hash: Option<String>,
 }
 
-const COLUMNS: [&str; 15] = [
+const COLUMNS: [&str; 16] = [
     "time",
     "kind",
+    "workspace",
     "who",
     "what",
     "outcome",
@@ -117,6 +133,7 @@ impl Row {
         Self {
             time: moment(event.recorded_at),
             kind: "event",
+            workspace: act.workspace.map(|id| id.to_string()),
             who: of(|metadata| metadata.actor).unwrap_or_default(),
             outcome: "done".to_owned(),
             about: Some(format!("{}/{}", event.aggregate_type, event.aggregate_id)),
@@ -143,6 +160,7 @@ impl Row {
         Self {
             time: moment(row.happened_at),
             kind: "call",
+            workspace: row.workspace.map(|id| id.to_string()),
             who,
             what: row.action,
             outcome: row.outcome,
@@ -164,6 +182,7 @@ impl Row {
         let cells = [
             Some(self.time.as_str()),
             Some(self.kind),
+            self.workspace.as_deref(),
             Some(&self.who),
             Some(&self.what),
             Some(&self.outcome),
@@ -186,26 +205,29 @@ fn moment(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// A line of RFC 4180. A cell that a spreadsheet would take for a formula begins with an apostrophe.
+/// A line of RFC 4180, every cell quoted and without control characters. A cell in which a spreadsheet could find a
+/// formula, also one that takes another separator for granted, begins with an apostrophe.
 fn csv_line(cells: &[&str]) -> String {
     let mut line = String::new();
     for (number, cell) in cells.iter().enumerate() {
         if number > 0 {
             line.push(',');
         }
-        let formula = cell.trim_start().starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠'])
-            || cell.starts_with(['\t', '\r', '\n']);
-        let quoted = formula || cell.contains([',', '"', '\r', '\n']);
-        if quoted {
-            line.push('"');
-        }
-        if formula {
+        let formula = |part: &str| {
+            part.trim_start_matches(|letter: char| letter.is_whitespace() || letter == '"')
+                .starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠'])
+        };
+        line.push('"');
+        if cell.split([';', ',', '\t', '|', '\r', '\n']).any(formula) {
             line.push('\'');
         }
-        line.push_str(&cell.replace('"', "\"\""));
-        if quoted {
-            line.push('"');
+        for letter in cell.chars().filter(|letter| !letter.is_control()) {
+            if letter == '"' {
+                line.push('"');
+            }
+            line.push(letter);
         }
+        line.push('"');
     }
     line.push_str("\r\n");
     line
@@ -215,13 +237,20 @@ impl Report {
     /// The same period gives the same bytes, whenever it is asked.
     ///
     /// # Errors
-    /// When the period is not over, the database does not answer or the file cannot be written.
-    pub async fn run(self, settings: Settings) -> Result<u8> {
+    /// When the period is not over, the database does not answer, or the file is there already or cannot be
+    /// written.
+    pub async fn run(self, settings: Settings, told: &mut Told) -> Result<u8> {
         if self.from >= self.to {
             bail!("--from has to be before --to");
         }
         if self.to > SystemClock.now() - SETTLED {
             bail!("--to has to be a minute ago or more: a report must not change any more");
+        }
+        let path = beside(&self.out, "manifest.json");
+        for path in [&self.out, &path] {
+            if path.symlink_metadata().is_ok() {
+                bail!("{} is there already: name another file", path.display());
+            }
         }
         let pool = answering_pool(&settings.load_running()?.config).await?;
         let part = beside(&self.out, "part");
@@ -238,12 +267,15 @@ impl Report {
             "encoding": self.format,
             "from": moment(self.from),
             "to": moment(self.to),
+            "workspace": self.workspace,
             "events": rows.events,
             "calls": rows.calls,
             "bytes": bytes,
             "sha256": hex::encode(hasher.finalize()),
         });
-        let path = beside(&self.out, "manifest.json");
+        for name in ["from", "to", "workspace", "events", "calls", "sha256"] {
+            told.insert(name.to_owned(), manifest[name].clone());
+        }
         let mut file = private(&path).with_context(|| format!("{} cannot be written", path.display()))?;
         writeln!(file, "{}", serde_json::to_string_pretty(&manifest)?)?;
         file.sync_all()?;
@@ -264,8 +296,9 @@ impl Report {
         let just_before = |time: DateTime<Utc>| time - TimeDelta::microseconds(1);
         let mut at = log.position_at(just_before(self.from)).await?;
         let last = log.position_at(just_before(self.to)).await?;
-        let mut events = admin_acts(pool, at, last, PAGE).await?.into_iter().peekable();
-        let mut calls = audit_between(pool, self.from, self.to, None, PAGE).await?.into_iter().peekable();
+        let mut events = admin_acts(pool, at, last, self.workspace, PAGE).await?.into_iter().peekable();
+        let mut calls =
+            audit_between(pool, self.from, self.to, self.workspace, None, PAGE).await?.into_iter().peekable();
         let mut written = Written::default();
         loop {
             // What was asked is told before what came of it, where both have the same time.
@@ -279,7 +312,7 @@ impl Report {
                 at = act.event.position;
                 written.events += 1;
                 if events.peek().is_none() {
-                    events = admin_acts(pool, at, last, PAGE).await?.into_iter().peekable();
+                    events = admin_acts(pool, at, last, self.workspace, PAGE).await?.into_iter().peekable();
                 }
                 Row::of_event(act)
             } else {
@@ -287,8 +320,10 @@ impl Report {
                 written.calls += 1;
                 if calls.peek().is_none() {
                     let after = Some((call.happened_at, call.id));
-                    calls =
-                        audit_between(pool, self.from, self.to, after, PAGE).await?.into_iter().peekable();
+                    calls = audit_between(pool, self.from, self.to, self.workspace, after, PAGE)
+                        .await?
+                        .into_iter()
+                        .peekable();
                 }
                 Row::of_call(call)
             };
@@ -324,9 +359,13 @@ impl Hashing {
     }
 }
 
-/// Readable by its owner only: addresses of operators stand in it.
+/// A new file, readable by its owner only: addresses of operators stand in it. What an earlier run left is taken
+/// away, never written into.
 fn private(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => OpenOptions::new().write(true).create_new(true).mode(0o600).open(path),
+    }
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
@@ -342,11 +381,27 @@ mod tests {
 
     #[test]
     fn no_cell_is_a_formula_and_every_cell_comes_back() {
-        for formula in ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", " =1", "＝1", "=\"a\",b"] {
+        for formula in [
+            "=1+1",
+            "+1",
+            "-1",
+            "@SUM(A1)",
+            "\t=x",
+            " =1",
+            "＝1",
+            "=\"a\",b",
+            "a;=1",
+            "a,\u{a0}+1",
+            "a\t@x",
+            "a|-1",
+            "a\r\n=1",
+            "a;\"=1",
+        ] {
             let line = csv_line(&[formula, "x"]);
-            assert!(line.starts_with("\"'") && line.ends_with("\",x\r\n"), "{line:?}");
+            assert!(line.starts_with("\"'") && line.ends_with("\",\"x\"\r\n"), "{line:?}");
+            assert!(!line.trim_end().contains(char::is_control), "{line:?}");
         }
-        assert_eq!(csv_line(&["a\"b", "c,d", "", "e\nf"]), "\"a\"\"b\",\"c,d\",,\"e\nf\"\r\n");
-        assert_eq!(csv_line(&["{}", "operator:1"]), "{},operator:1\r\n");
+        assert_eq!(csv_line(&["a\"b", "c,d", "", "a-b=c"]), "\"a\"\"b\",\"c,d\",\"\",\"a-b=c\"\r\n");
+        assert_eq!(csv_line(&["{\"n\":-1}", "operator:1"]), "\"{\"\"n\"\":-1}\",\"operator:1\"\r\n");
     }
 }
