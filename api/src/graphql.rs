@@ -28,7 +28,10 @@ mod workspace;
 use std::{
     collections::HashSet,
     net::IpAddr,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -141,6 +144,17 @@ pub(crate) struct RequestContext {
     pub(crate) ip: Option<IpAddr>,
     /// The same, as the audit table keeps it.
     pub(crate) origin: Origin,
+    /// What it has left there.
+    pub(crate) noted: Arc<Noted>,
+}
+
+/// What a request has left in the audit table so far.
+#[derive(Default)]
+pub(crate) struct Noted {
+    /// Rows.
+    pub(crate) rows: AtomicUsize,
+    /// Whether one of them tells that it asked to read what it may not: one is enough, however many fields ask.
+    turned_away: AtomicBool,
 }
 
 /// Everything a resolver works with.
@@ -186,6 +200,7 @@ impl<'a> Scope<'a> {
             identity: Some(now),
             ip: self.request.ip,
             origin: self.request.origin.clone(),
+            noted: Arc::clone(&self.request.noted),
         };
         let scope = Scope { services: self.services, request: &request };
         scope.require(Permission::ReadPersonal)?;
@@ -263,12 +278,20 @@ pub(crate) struct Conditions {
     pub(crate) expected_version: Option<scalars::BigInt>,
 }
 
-/// Lets through who is logged in and may.
+/// Lets through who is logged in and may. Who asks for personal text or the ledger and may not is noted in the audit
+/// table.
 pub(crate) struct Needs(pub(crate) Permission);
 
 impl Guard for Needs {
     async fn check(&self, ctx: &Context<'_>) -> async_graphql::Result<()> {
-        Ok(Scope::of(ctx)?.require(self.0)?)
+        let scope = Scope::of(ctx)?;
+        let allowed = scope.require(self.0);
+        let noted = matches!(self.0, Permission::ReadPersonal | Permission::ReadLedger)
+            && scope.request.identity.is_some();
+        if allowed.is_err() && noted && !scope.request.noted.turned_away.swap(true, Ordering::Relaxed) {
+            note(&scope, ctx.field().name(), "forbidden", serde_json::json!({ "code": "FORBIDDEN" })).await;
+        }
+        Ok(allowed?)
     }
 }
 

@@ -164,6 +164,14 @@ impl Operators {
         password: &str,
         from: Origin,
     ) -> Result<Session, SessionError> {
+        let session = self.use_link(secret, password, from.clone()).await;
+        if session.as_ref().is_err_and(|error| !matches!(error, SessionError::Unavailable(_))) {
+            self.note(None, "session.activate", "refused", from).await;
+        }
+        session
+    }
+
+    async fn use_link(&self, secret: &str, password: &str, from: Origin) -> Result<Session, SessionError> {
         // Hashing first: a weak password must not use the link up.
         let hash = self.credentials.hash(password).await?;
         // Used up last: whatever fails before leaves a link that can be tried again.
@@ -215,8 +223,12 @@ impl Operators {
     ///
     /// # Errors
     /// When the token is not valid any more; then a stolen family ends.
-    pub async fn refresh(&self, token: &str) -> Result<Session, SessionError> {
+    pub async fn refresh(&self, token: &str, from: Origin) -> Result<Session, SessionError> {
         let exchanged = self.credentials.exchange(token, self.core.clock.now()).await?;
+        if exchanged.reused {
+            self.note(Some(exchanged.operator), "session.refresh", "refused", from).await;
+            return Err(SessionError::BadRefreshToken);
+        }
         self.open_session(exchanged.operator, exchanged.family).await
     }
 
@@ -224,9 +236,13 @@ impl Operators {
     ///
     /// # Errors
     /// When the database cannot be used.
-    pub async fn logout(&self, token: &str) -> Result<(), SessionError> {
+    pub async fn logout(&self, token: &str, from: Origin) -> Result<(), SessionError> {
         match self.credentials.exchange(token, self.core.clock.now()).await {
-            Ok(exchanged) => self.credentials.revoke_family(exchanged.family, self.core.clock.now()).await,
+            Ok(exchanged) => {
+                self.credentials.revoke_family(exchanged.family, self.core.clock.now()).await?;
+                self.note(Some(exchanged.operator), "session.logout", "ok", from).await;
+                Ok(())
+            }
             Err(SessionError::BadRefreshToken) => Ok(()),
             Err(error) => Err(error),
         }

@@ -216,34 +216,62 @@ async fn a_refresh_token_is_exchanged_once_and_its_reuse_ends_the_family(pool: P
     let world = World::new(pool.clone()).await;
     let (operators, clock) = (&world.app.operators, &world.clock);
     let first = logged_in(&world, "anna", Role::Admin).await.refresh_token;
-    let second = operators.refresh(&first.0).await.unwrap().refresh_token;
+    let second = operators.refresh(&first.0, Origin::default()).await.unwrap().refresh_token;
     assert_ne!(*first.0, *second.0);
     // A lost answer: the same client asks again.
     clock.advance(TimeDelta::seconds(10));
-    let again = operators.refresh(&first.0).await.unwrap().refresh_token;
+    let again = operators.refresh(&first.0, Origin::default()).await.unwrap().refresh_token;
     let elsewhere = operators.login("anna", PASSWORD, Origin::default()).await.unwrap().refresh_token;
     clock.advance(TimeDelta::seconds(1));
-    assert_eq!(code(operators.refresh(&first.0).await), "BAD_REFRESH_TOKEN");
+    assert_eq!(code(operators.refresh(&first.0, Origin::default()).await), "BAD_REFRESH_TOKEN");
     for token in [&second, &again] {
-        assert_eq!(code(operators.refresh(&token.0).await), "BAD_REFRESH_TOKEN", "the family has ended");
+        assert_eq!(
+            code(operators.refresh(&token.0, Origin::default()).await),
+            "BAD_REFRESH_TOKEN",
+            "the family has ended"
+        );
     }
-    let other = operators.refresh(&elsewhere.0).await.unwrap().refresh_token;
-    assert_eq!(code(operators.refresh("made up").await), "BAD_REFRESH_TOKEN");
+    let other = operators.refresh(&elsewhere.0, Origin::default()).await.unwrap().refresh_token;
+    assert_eq!(code(operators.refresh("made up", Origin::default()).await), "BAD_REFRESH_TOKEN");
     clock.advance(TimeDelta::days(14));
-    assert_eq!(code(operators.refresh(&other.0).await), "BAD_REFRESH_TOKEN", "unused for a fortnight");
+    assert_eq!(
+        code(operators.refresh(&other.0, Origin::default()).await),
+        "BAD_REFRESH_TOKEN",
+        "unused for a fortnight"
+    );
+    let reused: Vec<bool> = sqlx::query_scalar(
+        "SELECT operator_id IS NOT NULL FROM audit_log WHERE action = 'session.refresh' AND outcome = 'refused'",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(reused, [true], "a token that somebody has a copy of; others are nobody's");
+    assert_eq!(code(operators.activate("made up", PASSWORD, Origin::default()).await), "BAD_LINK");
+    let refused: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM audit_log WHERE action = 'session.activate' AND outcome = 'refused'",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(refused, 1);
 }
 
 #[sqlx::test(migrations = "../migrations")]
 async fn logging_out_ends_the_session_and_only_that(pool: PgPool) {
-    let world = World::new(pool).await;
+    let world = World::new(pool.clone()).await;
     let operators = &world.app.operators;
     let here = logged_in(&world, "anna", Role::Admin).await.refresh_token;
     let there = operators.login("anna", PASSWORD, Origin::default()).await.unwrap().refresh_token;
-    operators.logout(&here.0).await.unwrap();
-    operators.logout(&here.0).await.unwrap();
-    operators.logout("made up").await.unwrap();
-    assert_eq!(code(operators.refresh(&here.0).await), "BAD_REFRESH_TOKEN");
-    operators.refresh(&there.0).await.unwrap();
+    operators.logout(&here.0, Origin::default()).await.unwrap();
+    operators.logout(&here.0, Origin::default()).await.unwrap();
+    operators.logout("made up", Origin::default()).await.unwrap();
+    let noted: i64 = sqlx::query_scalar("SELECT count(*) FROM audit_log WHERE action = 'session.logout'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(noted, 1);
+    assert_eq!(code(operators.refresh(&here.0, Origin::default()).await), "BAD_REFRESH_TOKEN");
+    operators.refresh(&there.0, Origin::default()).await.unwrap();
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -255,11 +283,14 @@ async fn disabling_ends_sessions_for_good(pool: PgPool) {
     operators.disable(&owner, session.operator, reason("left")).await.unwrap();
     assert!(operators.standing(session.operator).await.unwrap().is_none());
     assert!(world.second_instance().operators.standing(session.operator).await.unwrap().is_none());
-    assert_eq!(code(operators.refresh(&session.refresh_token.0).await), "BAD_REFRESH_TOKEN");
+    assert_eq!(
+        code(operators.refresh(&session.refresh_token.0, Origin::default()).await),
+        "BAD_REFRESH_TOKEN"
+    );
     assert_eq!(code(operators.login("anna", PASSWORD, Origin::default()).await), "BAD_CREDENTIALS");
     operators.enable(&owner, session.operator, reason("back")).await.unwrap();
     assert_eq!(
-        code(operators.refresh(&session.refresh_token.0).await),
+        code(operators.refresh(&session.refresh_token.0, Origin::default()).await),
         "BAD_REFRESH_TOKEN",
         "the old one stays ended"
     );

@@ -1,5 +1,7 @@
 //! What clients are told when something does not work.
 
+use std::sync::atomic::Ordering;
+
 use async_graphql::{ErrorExtensions, SimpleObject};
 use botledger_commands::{AuditEntry, CommandError, ProbeError};
 use botledger_domain::{DomainError, Reason, TextError};
@@ -214,6 +216,7 @@ pub(crate) async fn looked<T, E: DomainError>(
 
 /// Writes a row of the audit table.
 pub(crate) async fn note(scope: &Scope<'_>, action: &str, outcome: &'static str, detail: serde_json::Value) {
+    scope.request.noted.rows.fetch_add(1, Ordering::Relaxed);
     scope.services.app.audit.record(row(scope, action, outcome, detail)).await;
 }
 

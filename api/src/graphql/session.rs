@@ -130,7 +130,8 @@ impl SessionMutation {
         let scope = Scope::of(ctx)?;
         let now = scope.services.app.core.clock.now();
         scope.services.attempts.refresh(&input.refresh_token, now).map_err(ApiError::rate_limited)?;
-        let session = scope.services.app.operators.refresh(&input.refresh_token).await;
+        let session =
+            scope.services.app.operators.refresh(&input.refresh_token, scope.request.origin.clone()).await;
         answer(&scope, session)
     }
 
@@ -141,7 +142,7 @@ impl SessionMutation {
         input: SessionTokenInput,
     ) -> ApiResult<SessionLogoutPayload> {
         let scope = Scope::of(ctx)?;
-        match scope.services.app.operators.logout(&input.refresh_token).await {
+        match scope.services.app.operators.logout(&input.refresh_token, scope.request.origin.clone()).await {
             Ok(()) => Ok(SessionLogoutPayload { ended: true }),
             Err(error) => Err(ApiError::unavailable(error)),
         }

@@ -62,6 +62,18 @@ async fn every_call_is_told_with_from_where_how_it_ended_and_before_and_after(po
         (&json!("workspaceRename"), &json!([])),
         "{forbidden:?}"
     );
+    let refused = entries(&platform, &auditor, json!({"outcomes": ["REFUSED"]})).await;
+    assert_eq!(refused.len(), 1, "also what never reached a use case: {refused:?}");
+    assert_eq!(
+        (&refused[0]["action"], &refused[0]["detail"]["code"]),
+        (&json!("workspaceRename"), &json!("BAD_INPUT"))
+    );
+    // Who may not read the ledger is noted too, once a request.
+    let ledger = "{ one: events { nodes { position } } two: events { nodes { position } } }";
+    assert_eq!(platform.post(Some(&analyst), ledger, json!({})).await.code(), "FORBIDDEN");
+    let turned_away = entries(&platform, &auditor, json!({"action": "events"})).await;
+    assert_eq!(turned_away.len(), 1, "{turned_away:?}");
+    assert_eq!(turned_away[0]["outcome"], "FORBIDDEN");
     let of_owner =
         json!({"operatorId": format!("operator:{}", tenant.owner), "until": "2020-01-01T00:00:00Z"});
     assert!(entries(&platform, &auditor, of_owner).await.is_empty(), "filters add up");

@@ -152,6 +152,7 @@ impl ExportLog {
         noted.insert("first".to_owned(), manifest.first.into());
         noted.insert("last".to_owned(), manifest.last.into());
         noted.insert("bodies".to_owned(), bodies.into());
+        noted.insert("bodies_absent".to_owned(), manifest.bodies_absent.into());
         noted.insert("keys".to_owned(), self.with_keys.into());
         noted.insert("manifest_sha256".to_owned(), sha256.clone().into());
         if self.json {
@@ -169,6 +170,9 @@ impl ExportLog {
             manifest.files.len(),
             self.out.display()
         ));
+        if manifest.bodies_absent > 0 {
+            say(format!("{} sealed bodies that events name are not there any more", manifest.bodies_absent));
+        }
         say(format!("tree head over {} events: {root}", manifest.last));
         say(format!("SHA-256 of {MANIFEST}: {sha256}"));
         if self.with_keys {

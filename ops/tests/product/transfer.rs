@@ -198,6 +198,11 @@ async fn kill_9_during_export_and_import_costs_only_time(pool: PgPool) {
     let product = house.serve(&[]).await;
     lived_in(&house).await;
     product.stop().await;
+    // One that is lost at the source is told, and no obstacle.
+    sqlx::query("DELETE FROM message_bodies WHERE body_id = (SELECT max(body_id) FROM message_bodies)")
+        .execute(&house.pool)
+        .await
+        .unwrap();
     let export = ["export", "log", "--out", "moving", "--max-file", "1KiB", "--format", "cloudevents"];
     let folder = house.folder.join("moving");
     let written = || fs::read_dir(&folder).map_or(0, |entries| entries.count());
@@ -246,6 +251,18 @@ async fn kill_9_during_export_and_import_costs_only_time(pool: PgPool) {
     assert!(events == last && check.starts_with(&format!("{events} events ")), "{check}");
     let tables = ["events", "message_bodies"].map(str::to_owned);
     assert!(rows(&house.pool, &tables).await == rows(&new.pool, &tables).await);
+    new.pull_down(&house).await;
+
+    // One that is lost on the way is an obstacle, also where the manifest agrees with the files.
+    let manifest = fs::read_to_string(folder.join("manifest.json")).unwrap();
+    let silent = manifest.replacen("\"bodies_absent\": 1", "\"bodies_absent\": 0", 1);
+    assert!(silent != manifest, "{manifest}");
+    fs::write(folder.join("manifest.json"), silent).unwrap();
+    let new = NewHouse::build(&house).await;
+    let sha256 = manifest_hash(&folder);
+    let import = ["import", "moving", "--other-keys", "--manifest-sha256", &sha256];
+    let said = refusal(&house.run_with(&new.here(), &import).await);
+    assert!(said.contains("1 sealed bodies that events name are not in the files"), "{said}");
     new.pull_down(&house).await;
 }
 

@@ -6,7 +6,7 @@ use std::{
 
 use botledger_domain::merkle::{Frontier, Hash};
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
+use sqlx::{PgExecutor, PgPool};
 use uuid::Uuid;
 
 use super::{
@@ -101,8 +101,10 @@ pub async fn export(
     };
     let mut writer = Writer { pool, folder: &folder, plan: &plan, files: Vec::new() };
     let after = writer.events(&mut progress).await?;
+    let mut bodies_absent = 0;
     if plan.bodies {
         writer.bodies(&mut progress).await?;
+        bodies_absent = absent_bodies(pool, plan.before.size, plan.last).await?;
     }
     writer.state().await?;
     if plan.house {
@@ -120,6 +122,7 @@ pub async fn export(
         before: plan.before,
         after: head(&after),
         bodies: plan.bodies,
+        bodies_absent,
         house: plan.house,
         keys: plan.keys,
         files,
@@ -271,6 +274,25 @@ pub(super) async fn leaf_hashes(pool: &PgPool, after: i64, count: i64) -> Result
         hashes.push(row.leaf_hash.try_into().map_err(|_| gap(expected))?);
     }
     if hashes.is_empty() { Err(gap(after + 1)) } else { Ok(hashes) }
+}
+
+/// Of bodies that events of a range name, how many are not there.
+pub(super) async fn absent_bodies(
+    database: impl PgExecutor<'_>,
+    after: i64,
+    last: i64,
+) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"SELECT count(*) AS "absent!" FROM events e
+           WHERE e.position > $1 AND e.position <= $2 AND e.payload #>> '{body,ciphertext_sha256}' IS NOT NULL
+             AND NOT EXISTS (
+                 SELECT FROM message_bodies b WHERE b.body_id = (e.payload #>> '{body,body_id}')::uuid
+             )"#,
+        after,
+        last,
+    )
+    .fetch_one(database)
+    .await
 }
 
 async fn same_or_refused(pool: &PgPool, plan: &Plan, request: &ExportRequest) -> Result<(), TransferError> {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Encoding, FileKind, Fingerprints, Head, MANIFEST, Manifest, Step, TransferError,
-    export::{leaf_hashes, names, schema},
+    export::{absent_bodies, leaf_hashes, names, schema},
     files::Lines,
     line::{BodyLine, EventLine, HouseLine, StateLine, from_line},
     manifest::PLAN,
@@ -605,6 +605,13 @@ async fn finish(
         )));
     }
     let mut tx = pool.begin().await?;
+    let absent = absent_bodies(&mut *tx, 0, manifest.last).await?;
+    if manifest.bodies && absent != manifest.bodies_absent {
+        return Err(TransferError::Refused(format!(
+            "{absent} sealed bodies that events name are not in the files, {} of them were not there at the source",
+            manifest.bodies_absent
+        )));
+    }
     for entry in &manifest.files {
         if !matches!(entry.kind, FileKind::State | FileKind::House) {
             continue;

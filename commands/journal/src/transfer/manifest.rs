@@ -143,6 +143,8 @@ pub struct Manifest {
     pub after: Head,
     /// Whether sealed bodies came along.
     pub bodies: bool,
+    /// Of bodies that events name, those that were not there any more.
+    pub bodies_absent: i64,
     /// Whether it is for moving house: keys and logins came along.
     pub house: bool,
     /// Which keys sealed personal data and made pseudonyms.
