@@ -7,6 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use botledger_domain::OperatorId;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::shares::network;
@@ -27,6 +28,8 @@ pub(crate) enum Against {
     Login(u64),
     /// A refresh token's fingerprint. Many clients may share an address, and nobody guesses 256 bits.
     Token(u64),
+    /// Rows in the audit table about somebody who asks from an address that their workspace denies.
+    Denied(OperatorId),
 }
 
 impl Against {
@@ -34,6 +37,7 @@ impl Against {
     const fn most(self) -> u32 {
         match self {
             Self::Login(_) => 60,
+            Self::Denied(_) => 5,
             Self::Logins(_) | Self::Links(_) | Self::Token(_) => 20,
         }
     }
@@ -62,6 +66,11 @@ impl Attempts {
     /// Counts a use of a refresh token.
     pub(crate) fn refresh(&self, token: &str, now: DateTime<Utc>) -> Result<(), u64> {
         self.take(Against::Token(self.fingerprints.hash_one(token)), now)
+    }
+
+    /// Whether it is worth another row that this operator asks from an address that their workspace denies.
+    pub(crate) fn denied(&self, operator: OperatorId, now: DateTime<Utc>) -> bool {
+        self.take(Against::Denied(operator), now).is_ok()
     }
 
     /// Counts a try, or says how many milliseconds to wait.
@@ -157,5 +166,14 @@ mod tests {
         }
         assert_eq!(attempts.windows.lock().expect("no panic").len(), REMEMBERED);
         assert!(attempts.link(address(0), now()).is_err());
+    }
+
+    #[test]
+    fn who_goes_on_asking_from_a_denied_address_does_not_fill_the_audit_table() {
+        let (attempts, now) = (Attempts::default(), DateTime::UNIX_EPOCH);
+        let (one, other) = (OperatorId(uuid::Uuid::from_u128(1)), OperatorId(uuid::Uuid::from_u128(2)));
+        assert_eq!((0..100).filter(|_| attempts.denied(one, now)).count(), 5);
+        assert!(attempts.denied(other, now), "somebody else");
+        assert!(attempts.denied(one, now + WINDOW), "a minute later");
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Identity {
     pub(crate) operator: OperatorId,
     pub(crate) workspace: WorkspaceId,
     pub(crate) role: Role,
+    /// An auditor was let read personal text until then.
+    pub(crate) reads_personal_until: Option<DateTime<Utc>>,
     /// When the access token ends, and with it every subscription.
     pub(crate) expires_at: DateTime<Utc>,
 }
@@ -141,7 +143,10 @@ async fn stand(
     })?;
     let state = standing.ok_or(AuthFailure::Refused)?;
     match (state.workspace, state.role) {
-        (Some(workspace), Some(role)) => Ok(Identity { operator, workspace, role, expires_at }),
+        (Some(workspace), Some(role)) => {
+            let reads_personal_until = state.reads_personal_until;
+            Ok(Identity { operator, workspace, role, reads_personal_until, expires_at })
+        }
         _ => Err(AuthFailure::Refused),
     }
 }

@@ -1,6 +1,7 @@
 //! The schema, one file a noun.
 
 mod access_list;
+mod audit;
 mod bot;
 mod budget;
 mod conversation;
@@ -30,18 +31,26 @@ mod workspace;
 use std::{
     collections::HashSet,
     net::IpAddr,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use async_graphql::{Context, Guard, InputObject, MergedObject, MergedSubscription, Schema, SchemaBuilder};
-use botledger_commands::Caller;
+use async_graphql::{
+    Context, Guard, ID, InputObject, MergedObject, MergedSubscription, Schema, SchemaBuilder,
+};
+use botledger_commands::{Caller, Origin};
 use botledger_domain::{Position, operator::Permission};
 use botledger_projections::wait_for;
 use uuid::Uuid;
 
-use crate::{Services, auth::Identity};
-use error::{ApiError, ApiResult, note};
+use crate::{
+    Services,
+    auth::{self, AuthFailure, Identity},
+};
+use error::{ApiError, ApiResult, note, row};
 pub(crate) use moment::AsOf;
 use moment::{Moment, Moments};
 use scalars::At;
@@ -54,6 +63,7 @@ const MAX_COMPLEXITY: usize = 10_000;
 #[derive(MergedObject, Default)]
 pub(crate) struct Query(
     access_list::AccessListQuery,
+    audit::AuditQuery,
     bot::BotQuery,
     budget::BudgetQuery,
     conversation::ConversationQuery,
@@ -141,13 +151,19 @@ pub(crate) struct RequestContext {
     pub(crate) ip: Option<IpAddr>,
     /// Which of its fields ask about the past.
     pub(crate) moments: Moments,
+    /// The same, as the audit table keeps it.
+    pub(crate) origin: Origin,
+    /// What it has left there.
+    pub(crate) noted: Arc<Noted>,
 }
 
-impl RequestContext {
-    /// From where, as the audit table keeps it.
-    pub(crate) fn address(&self) -> Option<String> {
-        self.ip.map(|ip| ip.to_string())
-    }
+/// What a request has left in the audit table so far.
+#[derive(Default)]
+pub(crate) struct Noted {
+    /// Rows.
+    pub(crate) rows: AtomicUsize,
+    /// Whether one of them tells that it asked to read what it may not: one is enough, however many fields ask.
+    turned_away: AtomicBool,
 }
 
 /// Everything a resolver works with.
@@ -170,10 +186,39 @@ impl<'a> Scope<'a> {
     }
 
     fn require(&self, permission: Permission) -> ApiResult<()> {
-        match self.identity()?.role.may(permission) {
+        let identity = self.identity()?;
+        let granted = permission == Permission::ReadPersonal
+            && identity.reads_personal_until.is_some_and(|until| self.services.app.core.clock.now() < until);
+        match granted || identity.role.may(permission) {
             true => Ok(()),
             false => Err(ApiError::forbidden(format!("this needs the permission {}", permission.as_ref()))),
         }
+    }
+
+    /// Notes that somebody reads personal text who was let do so for a time. What cannot be noted is not shown,
+    /// and whoever was let in at the beginning of a subscription is asked about anew.
+    pub(crate) async fn reads_personal(&self, field: &str, about: ID) -> ApiResult<()> {
+        let identity = self.identity()?;
+        if identity.role.may(Permission::ReadPersonal) {
+            return Ok(());
+        }
+        let now = auth::again(self.services, identity).await.map_err(|failure| match failure {
+            AuthFailure::Refused => ApiError::unauthenticated(),
+            AuthFailure::Unavailable => ApiError::away(),
+        })?;
+        let request = RequestContext {
+            id: self.request.id,
+            identity: Some(now),
+            ip: self.request.ip,
+            origin: self.request.origin.clone(),
+            noted: Arc::clone(&self.request.noted),
+            moments: Moments::default(),
+        };
+        let scope = Scope { services: self.services, request: &request, moment: None };
+        scope.require(Permission::ReadPersonal)?;
+        let detail = serde_json::json!({ "field": field, "about": about.as_str() });
+        let noted = self.services.app.audit.try_record(row(self, "personal.read", "ok", detail)).await;
+        noted.map_err(ApiError::unavailable)
     }
 
     /// The caller of a use case.
@@ -224,12 +269,20 @@ pub(crate) struct Conditions {
     pub(crate) expected_version: Option<scalars::BigInt>,
 }
 
-/// Lets through who is logged in and may.
+/// Lets through who is logged in and may. Who asks for personal text or the ledger and may not is noted in the audit
+/// table.
 pub(crate) struct Needs(pub(crate) Permission);
 
 impl Guard for Needs {
     async fn check(&self, ctx: &Context<'_>) -> async_graphql::Result<()> {
-        Ok(Scope::of(ctx)?.require(self.0)?)
+        let scope = Scope::of(ctx)?;
+        let allowed = scope.require(self.0);
+        let noted = matches!(self.0, Permission::ReadPersonal | Permission::ReadLedger)
+            && scope.request.identity.is_some();
+        if allowed.is_err() && noted && !scope.request.noted.turned_away.swap(true, Ordering::Relaxed) {
+            note(&scope, ctx.field().name(), "forbidden", serde_json::json!({ "code": "FORBIDDEN" })).await;
+        }
+        Ok(allowed?)
     }
 }
 
@@ -241,7 +294,7 @@ impl Guard for Acts {
         let scope = Scope::of(ctx)?;
         let allowed = scope.require(self.0);
         if allowed.is_err() && scope.request.identity.is_some() {
-            note(&scope, ctx.field().name(), "forbidden", "FORBIDDEN").await;
+            note(&scope, ctx.field().name(), "forbidden", serde_json::json!({ "code": "FORBIDDEN" })).await;
         }
         Ok(allowed?)
     }

@@ -26,6 +26,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::get,
 };
+use botledger_commands::Origin;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -336,6 +337,12 @@ async fn body_of(body: Body, limit: usize, patience: Duration) -> Result<bytes::
     }
 }
 
+/// What the client calls itself, as the audit table keeps it.
+fn user_agent(headers: &HeaderMap) -> Option<String> {
+    let given = headers.get(header::USER_AGENT)?;
+    Origin::user_agent(&String::from_utf8_lossy(given.as_bytes()))
+}
+
 fn not_acceptable() -> Response {
     problem(
         StatusCode::NOT_ACCEPTABLE,
@@ -374,6 +381,7 @@ async fn answer(
         variables: parameters.variables.unwrap_or_default(),
         identity,
         ip: peer,
+        user_agent: user_agent(headers),
     };
     let ready = match execute::prepare(&inner, asked) {
         // What only reads may be asked for by GET.

@@ -9,7 +9,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use botledger_commands::{Access, AuditEntry, LimitState, RateRefusal, RateUnit};
+use botledger_commands::{Access, AuditEntry, LimitState, Origin, RateRefusal, RateUnit};
 use chrono::{DateTime, Utc};
 
 use crate::{
@@ -50,16 +50,20 @@ pub(crate) async fn serve(
     match app.access_lists.of_address(identity.workspace, address).await {
         Ok(Access::Unlisted | Access::Allowed(_)) => Ok(taken.limits),
         Ok(Access::Denied { .. }) => {
-            app.audit
-                .record(AuditEntry {
-                    operator_id: Some(identity.operator),
-                    action: "api.request".to_owned(),
-                    outcome: "forbidden",
-                    detail: serde_json::json!({ "code": "ADDRESS_DENIED" }),
-                    source_ip: Some(address.to_string()),
-                    correlation_id: None,
-                })
-                .await;
+            if services.attempts.denied(identity.operator, app.core.clock.now()) {
+                app.audit
+                    .record(AuditEntry {
+                        operator_id: Some(identity.operator),
+                        workspace: Some(identity.workspace),
+                        action: "api.request".to_owned(),
+                        outcome: "forbidden",
+                        detail: serde_json::json!({ "code": "ADDRESS_DENIED" }),
+                        source: "graphql",
+                        origin: Origin { ip: Some(address.to_string()), user_agent: None },
+                        correlation_id: None,
+                    })
+                    .await;
+            }
             metrics::counter!("botledger_api_refused_total", "reason" => "address_denied").increment(1);
             Err(Unserved::Elsewhere)
         }

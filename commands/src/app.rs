@@ -79,7 +79,7 @@ impl App {
             pool: pool.clone(),
         });
         let tree = LogTree::new(pool.clone());
-        let audit = Audit::new(pool.clone(), Arc::clone(&clock));
+        let audit = Audit::new(pool.clone(), Arc::clone(&clock), config.instance);
         let subjects = Subjects::new(Arc::clone(&core));
         let workspaces = Workspaces::new(Arc::clone(&core));
         let overrides = Overrides::new(pool);
@@ -125,6 +125,11 @@ impl App {
 pub fn describe_metrics() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_counter!("botledger_gate_decisions_total", Unit::Count, "Decisions of the gate by outcome");
+    describe_counter!(
+        "botledger_audit_rows_total",
+        Unit::Count,
+        "Rows for the audit table by outcome: ok, refused, forbidden, failed; unwritten when the row was lost"
+    );
     describe_counter!(
         "botledger_policy_changes_total",
         Unit::Count,

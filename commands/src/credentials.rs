@@ -111,6 +111,8 @@ pub(crate) fn digest(secret: &str) -> Vec<u8> {
 pub(crate) struct Exchanged {
     pub(crate) operator: OperatorId,
     pub(crate) family: Uuid,
+    /// It had been used long before: somebody has a copy. The family has ended.
+    pub(crate) reused: bool,
 }
 
 impl Credentials {
@@ -263,7 +265,11 @@ impl Credentials {
         .fetch_optional(&self.pool)
         .await?;
         if let Some(row) = fresh {
-            return Ok(Exchanged { operator: OperatorId(row.operator_id), family: row.family });
+            return Ok(Exchanged {
+                operator: OperatorId(row.operator_id),
+                family: row.family,
+                reused: false,
+            });
         }
         let known = sqlx::query!(
             "SELECT operator_id, family, used_at, revoked_at FROM refresh_tokens WHERE token_hash = $1",
@@ -274,11 +280,11 @@ impl Credentials {
         .ok_or(SessionError::BadRefreshToken)?;
         match (known.used_at, known.revoked_at) {
             (Some(used_at), None) if now - used_at <= REFRESH_GRACE => {
-                Ok(Exchanged { operator: OperatorId(known.operator_id), family: known.family })
+                Ok(Exchanged { operator: OperatorId(known.operator_id), family: known.family, reused: false })
             }
             (Some(_), None) => {
                 self.revoke_family(known.family, now).await?;
-                Err(SessionError::BadRefreshToken)
+                Ok(Exchanged { operator: OperatorId(known.operator_id), family: known.family, reused: true })
             }
             _ => Err(SessionError::BadRefreshToken),
         }

@@ -37,7 +37,7 @@ mod workspace;
 
 pub use access_list::{Access, AccessLists, ListedAs, NewAccessEntry, WhichList};
 pub use app::{App, AppConfig, Core, describe_metrics};
-pub use audit::{Audit, AuditEntry};
+pub use audit::{Audit, AuditEntry, Origin};
 pub use body::BodyContent;
 pub use bot::{BotIdentity, Bots, NewBot, ProbeError, TelegramProbe};
 pub use botledger_journal::audit::{InclusionProof, LogTree, StoredCheckpoint, TreeError};

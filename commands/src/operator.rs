@@ -6,9 +6,10 @@ use botledger_domain::{
     quota::PlanTerms,
     workspace::WorkspaceError,
 };
+use chrono::{DateTime, Utc};
 
 use crate::{
-    Audit, AuditEntry, Caller, CommandError, Core, OneTimeSecret, Session, SessionError, Workspaces,
+    Audit, AuditEntry, Caller, CommandError, Core, OneTimeSecret, Origin, Session, SessionError, Workspaces,
     credentials::{Credentials, REFRESH_LIFE},
     execute::{Executed, execute},
 };
@@ -161,8 +162,16 @@ impl Operators {
         &self,
         secret: &str,
         password: &str,
-        ip: Option<String>,
+        from: Origin,
     ) -> Result<Session, SessionError> {
+        let session = self.use_link(secret, password, from.clone()).await;
+        if session.as_ref().is_err_and(|error| !matches!(error, SessionError::Unavailable(_))) {
+            self.note(None, "session.activate", "refused", from).await;
+        }
+        session
+    }
+
+    async fn use_link(&self, secret: &str, password: &str, from: Origin) -> Result<Session, SessionError> {
         // Hashing first: a weak password must not use the link up.
         let hash = self.credentials.hash(password).await?;
         // Used up last: whatever fails before leaves a link that can be tried again.
@@ -184,7 +193,7 @@ impl Operators {
             other => SessionError::unavailable(other),
         })?;
         self.credentials.use_link(secret, &hash, self.core.clock.now()).await?;
-        self.note(Some(operator), "session.activate", "ok", ip).await;
+        self.note(Some(operator), "session.activate", "ok", from).await;
         self.open_session(operator, self.core.ids.next()).await
     }
 
@@ -192,12 +201,7 @@ impl Operators {
     ///
     /// # Errors
     /// [`SessionError::BadCredentials`] for every reason that lies with the caller.
-    pub async fn login(
-        &self,
-        login: &str,
-        password: &str,
-        ip: Option<String>,
-    ) -> Result<Session, SessionError> {
+    pub async fn login(&self, login: &str, password: &str, from: Origin) -> Result<Session, SessionError> {
         // What cannot be a login is an unknown one.
         let login = Login::parse(login).ok();
         let session = match self.credentials.verify(login.as_ref().map(Login::as_str), password).await {
@@ -208,8 +212,8 @@ impl Operators {
             Err(error) => Err(error),
         };
         match &session {
-            Ok(session) => self.note(Some(session.operator), "session.login", "ok", ip).await,
-            Err(SessionError::BadCredentials) => self.note(None, "session.login", "refused", ip).await,
+            Ok(session) => self.note(Some(session.operator), "session.login", "ok", from).await,
+            Err(SessionError::BadCredentials) => self.note(None, "session.login", "refused", from).await,
             Err(_) => {}
         }
         session
@@ -219,8 +223,12 @@ impl Operators {
     ///
     /// # Errors
     /// When the token is not valid any more; then a stolen family ends.
-    pub async fn refresh(&self, token: &str) -> Result<Session, SessionError> {
+    pub async fn refresh(&self, token: &str, from: Origin) -> Result<Session, SessionError> {
         let exchanged = self.credentials.exchange(token, self.core.clock.now()).await?;
+        if exchanged.reused {
+            self.note(Some(exchanged.operator), "session.refresh", "refused", from).await;
+            return Err(SessionError::BadRefreshToken);
+        }
         self.open_session(exchanged.operator, exchanged.family).await
     }
 
@@ -228,9 +236,13 @@ impl Operators {
     ///
     /// # Errors
     /// When the database cannot be used.
-    pub async fn logout(&self, token: &str) -> Result<(), SessionError> {
+    pub async fn logout(&self, token: &str, from: Origin) -> Result<(), SessionError> {
         match self.credentials.exchange(token, self.core.clock.now()).await {
-            Ok(exchanged) => self.credentials.revoke_family(exchanged.family, self.core.clock.now()).await,
+            Ok(exchanged) => {
+                self.credentials.revoke_family(exchanged.family, self.core.clock.now()).await?;
+                self.note(Some(exchanged.operator), "session.logout", "ok", from).await;
+                Ok(())
+            }
             Err(SessionError::BadRefreshToken) => Ok(()),
             Err(error) => Err(error),
         }
@@ -299,6 +311,35 @@ impl Operators {
         self.run(caller, operator, OperatorCommand::Enable { reason, by }).await
     }
 
+    /// Lets an auditor read personal text until a moment; every reading is noted in the audit table.
+    ///
+    /// # Errors
+    /// Without the permission; for one's own account, for another role, for longer than 30 days.
+    pub async fn grant_personal_access(
+        &self,
+        caller: &Caller,
+        operator: OperatorId,
+        until: DateTime<Utc>,
+        reason: Reason,
+    ) -> Outcome {
+        let by = self.manager(caller, operator)?;
+        self.run(caller, operator, OperatorCommand::GrantPersonalAccess { until, reason, by }).await
+    }
+
+    /// Ends that early. Where it has ended it was so already.
+    ///
+    /// # Errors
+    /// Without the permission; for one's own account.
+    pub async fn revoke_personal_access(
+        &self,
+        caller: &Caller,
+        operator: OperatorId,
+        reason: Reason,
+    ) -> Outcome {
+        let by = self.manager(caller, operator)?;
+        self.run(caller, operator, OperatorCommand::RevokePersonalAccess { reason, by }).await
+    }
+
     fn manager(
         &self,
         caller: &Caller,
@@ -326,15 +367,17 @@ impl Operators {
         operator_id: Option<OperatorId>,
         action: &str,
         outcome: &'static str,
-        ip: Option<String>,
+        origin: Origin,
     ) {
         self.audit
             .record(AuditEntry {
                 operator_id,
+                workspace: None,
                 action: action.to_owned(),
                 outcome,
                 detail: serde_json::json!({}),
-                source_ip: ip,
+                source: "graphql",
+                origin,
                 correlation_id: None,
             })
             .await;

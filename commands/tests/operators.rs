@@ -3,7 +3,7 @@
 
 mod support;
 
-use botledger_commands::{App, Caller, OneTimeSecret, Session, SessionError};
+use botledger_commands::{App, Caller, OneTimeSecret, Origin, Session, SessionError};
 use botledger_domain::{
     OperatorId, WorkspaceId,
     operator::{Login, OperatorStatus, Role},
@@ -28,7 +28,7 @@ async fn invite(world: &World, login: &str, role: Role) -> (OperatorId, OneTimeS
 
 async fn logged_in(world: &World, login: &str, role: Role) -> Session {
     let (_, link) = invite(world, login, role).await;
-    world.app.operators.activate(&link.0, PASSWORD, None).await.unwrap()
+    world.app.operators.activate(&link.0, PASSWORD, Origin::default()).await.unwrap()
 }
 
 fn code<T>(result: Result<T, SessionError>) -> &'static str {
@@ -52,12 +52,12 @@ async fn the_first_owner_gets_in_by_a_link_until_there_is_a_password(pool: PgPoo
     // Of links made at the same moment any may work, but one is enough.
     let mut sessions = Vec::new();
     for link in [&first, &second, &first, &second] {
-        sessions.extend(world.app.operators.activate(&link.0, PASSWORD, None).await);
+        sessions.extend(world.app.operators.activate(&link.0, PASSWORD, Origin::default()).await);
     }
     let [session] = <[_; 1]>::try_from(sessions).ok().expect("one link works, and once");
     assert_eq!((session.role, session.login.as_str()), (Role::Owner, "owner"));
     assert!(bootstrap(&other).await.is_none());
-    world.app.operators.login("owner", PASSWORD, None).await.unwrap();
+    world.app.operators.login("owner", PASSWORD, Origin::default()).await.unwrap();
     replays_to_the_same(&world.app, &pool).await;
 }
 
@@ -74,9 +74,9 @@ async fn a_start_that_died_half_way_is_completed_by_the_next(pool: PgPool) {
         .await
         .unwrap();
     let link = bootstrap(&world.app).await.unwrap();
-    world.app.operators.activate(&link.0, PASSWORD, None).await.unwrap();
+    world.app.operators.activate(&link.0, PASSWORD, Origin::default()).await.unwrap();
     let (_, link) = invite(&world, "anna", Role::Admin).await;
-    world.app.operators.activate(&link.0, PASSWORD, None).await.unwrap();
+    world.app.operators.activate(&link.0, PASSWORD, Origin::default()).await.unwrap();
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -113,8 +113,11 @@ async fn an_invitation_repeated_with_its_key_is_one_until_it_is_used(pool: PgPoo
     let second = invite().await.unwrap();
     assert_eq!((first.0, first.1.receipt.position), (second.0, second.1.receipt.position));
     assert_eq!(event_count(&pool).await, before);
-    world.app.operators.activate(&second.2.0, PASSWORD, None).await.unwrap();
-    assert_eq!(code(world.app.operators.activate(&first.2.0, "another password", None).await), "BAD_LINK");
+    world.app.operators.activate(&second.2.0, PASSWORD, Origin::default()).await.unwrap();
+    assert_eq!(
+        code(world.app.operators.activate(&first.2.0, "another password", Origin::default()).await),
+        "BAD_LINK"
+    );
     let third = invite().await;
     assert_eq!(third.err().unwrap().code(), "OPERATOR_LOGIN_TAKEN", "no link may replace a password");
 }
@@ -136,12 +139,12 @@ async fn a_lost_link_is_replaced_until_there_is_a_password(pool: PgPool) {
     assert_eq!(again(&world.operator(Role::Admin), Role::Admin).await.err().unwrap().code(), "FORBIDDEN");
     let (_, _, newer) = again(&owner, Role::Admin).await.unwrap();
     for ended in [&lost, &link] {
-        assert_eq!(code(operators.activate(&ended.0, PASSWORD, None).await), "BAD_LINK");
+        assert_eq!(code(operators.activate(&ended.0, PASSWORD, Origin::default()).await), "BAD_LINK");
     }
     operators.disable(&owner, operator, reason("left")).await.unwrap();
     assert_eq!(again(&owner, Role::Admin).await.err().unwrap().code(), "OPERATOR_DISABLED");
     operators.enable(&owner, operator, reason("back")).await.unwrap();
-    operators.activate(&newer.0, PASSWORD, None).await.unwrap();
+    operators.activate(&newer.0, PASSWORD, Origin::default()).await.unwrap();
     assert_eq!(again(&owner, Role::Admin).await.err().unwrap().code(), "OPERATOR_LOGIN_TAKEN");
 }
 
@@ -149,12 +152,13 @@ async fn a_lost_link_is_replaced_until_there_is_a_password(pool: PgPool) {
 async fn a_link_works_once_and_for_a_day(pool: PgPool) {
     let world = World::new(pool.clone()).await;
     let (operator, link) = invite(&world, "anna", Role::Admin).await;
-    let uses = join_all((0..2).map(|_| world.app.operators.activate(&link.0, PASSWORD, None))).await;
+    let uses =
+        join_all((0..2).map(|_| world.app.operators.activate(&link.0, PASSWORD, Origin::default()))).await;
     assert_eq!(uses.iter().filter(|used| used.is_ok()).count(), 1);
     assert_eq!(world.app.operators.standing(operator).await.unwrap().unwrap().status, OperatorStatus::Active);
     let (_, late) = invite(&world, "boris", Role::Admin).await;
     world.clock.advance(TimeDelta::hours(24));
-    assert_eq!(code(world.app.operators.activate(&late.0, PASSWORD, None).await), "BAD_LINK");
+    assert_eq!(code(world.app.operators.activate(&late.0, PASSWORD, Origin::default()).await), "BAD_LINK");
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -163,12 +167,15 @@ async fn passwords_have_a_least_and_a_greatest_length(pool: PgPool) {
     let (_, link) = invite(&world, "anna", Role::Admin).await;
     let longest = "я".repeat(200);
     for weak in ["elevenchars", &format!("{longest}я")] {
-        assert_eq!(code(world.app.operators.activate(&link.0, weak, None).await), "WEAK_PASSWORD");
+        assert_eq!(
+            code(world.app.operators.activate(&link.0, weak, Origin::default()).await),
+            "WEAK_PASSWORD"
+        );
     }
-    world.app.operators.activate(&link.0, &longest, None).await.unwrap();
-    world.app.operators.login("Anna ", &longest, None).await.unwrap();
+    world.app.operators.activate(&link.0, &longest, Origin::default()).await.unwrap();
+    world.app.operators.login("Anna ", &longest, Origin::default()).await.unwrap();
     assert_eq!(
-        code(world.app.operators.login("anna", &format!("{longest}!"), None).await),
+        code(world.app.operators.login("anna", &format!("{longest}!"), Origin::default()).await),
         "BAD_CREDENTIALS"
     );
 }
@@ -190,7 +197,7 @@ async fn every_reason_not_to_be_let_in_sounds_the_same(pool: PgPool) {
         if answers.len() == 4 {
             world.app.operators.disable(&system(), anna.operator, reason("left")).await.unwrap();
         }
-        let error = world.app.operators.login(name, password, None).await.err().unwrap();
+        let error = world.app.operators.login(name, password, Origin::default()).await.err().unwrap();
         answers.push((error.code(), error.to_string()));
     }
     answers.dedup();
@@ -209,34 +216,62 @@ async fn a_refresh_token_is_exchanged_once_and_its_reuse_ends_the_family(pool: P
     let world = World::new(pool.clone()).await;
     let (operators, clock) = (&world.app.operators, &world.clock);
     let first = logged_in(&world, "anna", Role::Admin).await.refresh_token;
-    let second = operators.refresh(&first.0).await.unwrap().refresh_token;
+    let second = operators.refresh(&first.0, Origin::default()).await.unwrap().refresh_token;
     assert_ne!(*first.0, *second.0);
     // A lost answer: the same client asks again.
     clock.advance(TimeDelta::seconds(10));
-    let again = operators.refresh(&first.0).await.unwrap().refresh_token;
-    let elsewhere = operators.login("anna", PASSWORD, None).await.unwrap().refresh_token;
+    let again = operators.refresh(&first.0, Origin::default()).await.unwrap().refresh_token;
+    let elsewhere = operators.login("anna", PASSWORD, Origin::default()).await.unwrap().refresh_token;
     clock.advance(TimeDelta::seconds(1));
-    assert_eq!(code(operators.refresh(&first.0).await), "BAD_REFRESH_TOKEN");
+    assert_eq!(code(operators.refresh(&first.0, Origin::default()).await), "BAD_REFRESH_TOKEN");
     for token in [&second, &again] {
-        assert_eq!(code(operators.refresh(&token.0).await), "BAD_REFRESH_TOKEN", "the family has ended");
+        assert_eq!(
+            code(operators.refresh(&token.0, Origin::default()).await),
+            "BAD_REFRESH_TOKEN",
+            "the family has ended"
+        );
     }
-    let other = operators.refresh(&elsewhere.0).await.unwrap().refresh_token;
-    assert_eq!(code(operators.refresh("made up").await), "BAD_REFRESH_TOKEN");
+    let other = operators.refresh(&elsewhere.0, Origin::default()).await.unwrap().refresh_token;
+    assert_eq!(code(operators.refresh("made up", Origin::default()).await), "BAD_REFRESH_TOKEN");
     clock.advance(TimeDelta::days(14));
-    assert_eq!(code(operators.refresh(&other.0).await), "BAD_REFRESH_TOKEN", "unused for a fortnight");
+    assert_eq!(
+        code(operators.refresh(&other.0, Origin::default()).await),
+        "BAD_REFRESH_TOKEN",
+        "unused for a fortnight"
+    );
+    let reused: Vec<bool> = sqlx::query_scalar(
+        "SELECT operator_id IS NOT NULL FROM audit_log WHERE action = 'session.refresh' AND outcome = 'refused'",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(reused, [true], "a token that somebody has a copy of; others are nobody's");
+    assert_eq!(code(operators.activate("made up", PASSWORD, Origin::default()).await), "BAD_LINK");
+    let refused: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM audit_log WHERE action = 'session.activate' AND outcome = 'refused'",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(refused, 1);
 }
 
 #[sqlx::test(migrations = "../migrations")]
 async fn logging_out_ends_the_session_and_only_that(pool: PgPool) {
-    let world = World::new(pool).await;
+    let world = World::new(pool.clone()).await;
     let operators = &world.app.operators;
     let here = logged_in(&world, "anna", Role::Admin).await.refresh_token;
-    let there = operators.login("anna", PASSWORD, None).await.unwrap().refresh_token;
-    operators.logout(&here.0).await.unwrap();
-    operators.logout(&here.0).await.unwrap();
-    operators.logout("made up").await.unwrap();
-    assert_eq!(code(operators.refresh(&here.0).await), "BAD_REFRESH_TOKEN");
-    operators.refresh(&there.0).await.unwrap();
+    let there = operators.login("anna", PASSWORD, Origin::default()).await.unwrap().refresh_token;
+    operators.logout(&here.0, Origin::default()).await.unwrap();
+    operators.logout(&here.0, Origin::default()).await.unwrap();
+    operators.logout("made up", Origin::default()).await.unwrap();
+    let noted: i64 = sqlx::query_scalar("SELECT count(*) FROM audit_log WHERE action = 'session.logout'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(noted, 1);
+    assert_eq!(code(operators.refresh(&here.0, Origin::default()).await), "BAD_REFRESH_TOKEN");
+    operators.refresh(&there.0, Origin::default()).await.unwrap();
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -248,15 +283,18 @@ async fn disabling_ends_sessions_for_good(pool: PgPool) {
     operators.disable(&owner, session.operator, reason("left")).await.unwrap();
     assert!(operators.standing(session.operator).await.unwrap().is_none());
     assert!(world.second_instance().operators.standing(session.operator).await.unwrap().is_none());
-    assert_eq!(code(operators.refresh(&session.refresh_token.0).await), "BAD_REFRESH_TOKEN");
-    assert_eq!(code(operators.login("anna", PASSWORD, None).await), "BAD_CREDENTIALS");
+    assert_eq!(
+        code(operators.refresh(&session.refresh_token.0, Origin::default()).await),
+        "BAD_REFRESH_TOKEN"
+    );
+    assert_eq!(code(operators.login("anna", PASSWORD, Origin::default()).await), "BAD_CREDENTIALS");
     operators.enable(&owner, session.operator, reason("back")).await.unwrap();
     assert_eq!(
-        code(operators.refresh(&session.refresh_token.0).await),
+        code(operators.refresh(&session.refresh_token.0, Origin::default()).await),
         "BAD_REFRESH_TOKEN",
         "the old one stays ended"
     );
-    operators.login("anna", PASSWORD, None).await.unwrap();
+    operators.login("anna", PASSWORD, Origin::default()).await.unwrap();
     replays_to_the_same(&world.app, &pool).await;
 }
 
@@ -265,8 +303,8 @@ async fn an_invited_person_who_was_disabled_cannot_use_the_link(pool: PgPool) {
     let world = World::new(pool).await;
     let (operator, link) = invite(&world, "anna", Role::Admin).await;
     world.app.operators.disable(&system(), operator, reason("a mistake")).await.unwrap();
-    assert_eq!(code(world.app.operators.activate(&link.0, PASSWORD, None).await), "BAD_LINK");
-    assert_eq!(code(world.app.operators.login("anna", PASSWORD, None).await), "BAD_CREDENTIALS");
+    assert_eq!(code(world.app.operators.activate(&link.0, PASSWORD, Origin::default()).await), "BAD_LINK");
+    assert_eq!(code(world.app.operators.login("anna", PASSWORD, Origin::default()).await), "BAD_CREDENTIALS");
 }
 
 #[sqlx::test(migrations = "../migrations")]

@@ -11,7 +11,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use botledger_commands::{
-    BodyContent, Caller, Decision, IncomingKind, IncomingUpdate, KeyRing, NewBot, PersonFacts, Vault,
+    BodyContent, Caller, Decision, IncomingKind, IncomingUpdate, KeyRing, NewBot, Origin, PersonFacts, Vault,
     VaultError,
 };
 use botledger_domain::{
@@ -366,10 +366,10 @@ async fn no_plaintext_is_left_in_the_database_in_redis_or_in_the_log(pool: PgPoo
     let login = Login::parse("anna").unwrap();
     let (_, _, link) = app.operators.invite(&owner, workspace, login, Role::Admin).await.unwrap();
     let password = canary("password");
-    let session = app.operators.activate(&link.0, &password, None).await.unwrap();
-    let next = app.operators.refresh(&session.refresh_token.0).await.unwrap();
-    assert!(app.operators.login("anna", &canary("mistyped"), None).await.is_err());
-    assert!(app.operators.login(&canary("login"), &password, None).await.is_err());
+    let session = app.operators.activate(&link.0, &password, Origin::default()).await.unwrap();
+    let next = app.operators.refresh(&session.refresh_token.0, Origin::default()).await.unwrap();
+    assert!(app.operators.login("anna", &canary("mistyped"), Origin::default()).await.is_err());
+    assert!(app.operators.login(&canary("login"), &password, Origin::default()).await.is_err());
     let secret = app.bots.webhook_secret(bot).await.unwrap();
     app.core.journal.close().await;
 

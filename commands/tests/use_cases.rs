@@ -4,7 +4,7 @@
 
 mod support;
 
-use botledger_commands::{Caller, CommandError, NewBot};
+use botledger_commands::{Caller, CommandError, NewBot, Origin};
 use botledger_domain::{
     BotId, ConversationId, DomainError, Language, OperatorId, WorkspaceId,
     account::{Holder, Unit},
@@ -47,7 +47,12 @@ impl Stage {
         let login = Login::parse("colleague").unwrap();
         let invited =
             world.app.operators.invite(&system(), world.workspace, login, Role::Analyst).await.unwrap();
-        world.app.operators.activate(&invited.2.0, "a long enough password", None).await.unwrap();
+        world
+            .app
+            .operators
+            .activate(&invited.2.0, "a long enough password", Origin::default())
+            .await
+            .unwrap();
         Self { world, stopped, conversation, colleague: invited.0 }
     }
 }

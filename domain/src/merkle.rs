@@ -202,6 +202,19 @@ impl Frontier {
         self.size += 1;
     }
 
+    /// The tree of `size` leaves whose complete subtrees ([`cover`]`(0..size)`) have these hashes; `None`
+    /// when it is made of another number of them.
+    #[must_use]
+    pub fn of(size: u64, subtrees: Vec<Hash>) -> Option<Self> {
+        (u64::from(size.count_ones()) == subtrees.len() as u64).then_some(Self { size, hashes: subtrees })
+    }
+
+    /// The hashes of its complete subtrees, left to right: all that is needed to go on from here.
+    #[must_use]
+    pub fn subtrees(&self) -> &[Hash] {
+        &self.hashes
+    }
+
     /// Leaves so far.
     #[must_use]
     pub fn size(&self) -> u64 {

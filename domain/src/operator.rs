@@ -1,6 +1,6 @@
 //! A person who runs the platform: invited, active, disabled. Passwords and links are no events.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{AsRefStr, EnumString, IntoStaticStr};
@@ -174,7 +174,20 @@ pub struct Operator {
     pub login: Option<Login>,
     /// Present once invited.
     pub role: Option<Role>,
+    /// Until when an auditor may read personal text; absent where nobody let them.
+    pub reads_personal_until: Option<DateTime<Utc>>,
 }
+
+impl Operator {
+    /// Whether an auditor was let read personal text, and still is.
+    #[must_use]
+    pub fn reads_personal(&self, now: DateTime<Utc>) -> bool {
+        self.role == Some(Role::Auditor) && self.reads_personal_until.is_some_and(|until| now < until)
+    }
+}
+
+/// Personal text is opened to an auditor for so long at most.
+pub const LONGEST_PERSONAL_ACCESS: TimeDelta = TimeDelta::days(30);
 
 /// What can be asked.
 #[derive(Clone, Debug)]
@@ -190,6 +203,10 @@ pub enum OperatorCommand {
     Disable { reason: Reason, by: OperatorId },
     /// Let in again.
     Enable { reason: Reason, by: OperatorId },
+    /// Let an auditor read personal text until a moment.
+    GrantPersonalAccess { until: DateTime<Utc>, reason: Reason, by: OperatorId },
+    /// End that early.
+    RevokePersonalAccess { reason: Reason, by: OperatorId },
 }
 
 /// What happened.
@@ -213,6 +230,10 @@ pub enum OperatorEvent {
     OperatorDisabled { reason: Reason, by: OperatorId, disabled_at: DateTime<Utc> },
     /// Let in again.
     OperatorEnabled { reason: Reason, by: OperatorId, enabled_at: DateTime<Utc> },
+    /// An auditor may read personal text until then. Another role, or being shut out, ends it too.
+    PersonalAccessGranted { until: DateTime<Utc>, reason: Reason, by: OperatorId, granted_at: DateTime<Utc> },
+    /// That ended early.
+    PersonalAccessRevoked { reason: Reason, by: OperatorId, revoked_at: DateTime<Utc> },
 }
 
 /// Why a command was refused.
@@ -230,6 +251,12 @@ pub enum OperatorError {
     /// Nobody may lock the own door.
     #[error("operators cannot disable themselves or change their own role")]
     OwnAccount,
+    /// What others may read follows from their role alone.
+    #[error("personal text is opened for a time to auditors only; other roles read it always, or never")]
+    NotAuditor,
+    /// Too long, or over already.
+    #[error("personal text is opened until a moment that is to come, within 30 days")]
+    PersonalAccessTime,
 }
 
 impl DomainError for OperatorError {
@@ -239,6 +266,8 @@ impl DomainError for OperatorError {
             Self::AlreadyInvited => "OPERATOR_ALREADY_INVITED",
             Self::Disabled => "OPERATOR_DISABLED",
             Self::OwnAccount => "OPERATOR_OWN_ACCOUNT",
+            Self::NotAuditor => "OPERATOR_NOT_AUDITOR",
+            Self::PersonalAccessTime => "OPERATOR_PERSONAL_ACCESS_TIME",
         }
     }
 }
@@ -278,6 +307,25 @@ impl Decide for Operator {
                 Ok(vec![OperatorEvent::OperatorEnabled { reason, by, enabled_at: now }])
             }
             (OperatorCommand::Enable { .. }, _) => Ok(vec![]),
+            (OperatorCommand::GrantPersonalAccess { .. }, OperatorStatus::Disabled) => {
+                Err(OperatorError::Disabled)
+            }
+            (OperatorCommand::GrantPersonalAccess { until, reason, by }, _) => {
+                if self.role != Some(Role::Auditor) {
+                    return Err(OperatorError::NotAuditor);
+                }
+                if until <= now || until > now + LONGEST_PERSONAL_ACCESS {
+                    return Err(OperatorError::PersonalAccessTime);
+                }
+                if self.reads_personal_until == Some(until) {
+                    return Ok(vec![]);
+                }
+                Ok(vec![OperatorEvent::PersonalAccessGranted { until, reason, by, granted_at: now }])
+            }
+            (OperatorCommand::RevokePersonalAccess { reason, by }, _) if self.reads_personal(now) => {
+                Ok(vec![OperatorEvent::PersonalAccessRevoked { reason, by, revoked_at: now }])
+            }
+            (OperatorCommand::RevokePersonalAccess { .. }, _) => Ok(vec![]),
         }
     }
 }
@@ -294,8 +342,16 @@ impl Operator {
             OperatorEvent::OperatorActivated { .. } | OperatorEvent::OperatorEnabled { .. } => {
                 self.status = OperatorStatus::Active;
             }
-            OperatorEvent::OperatorRoleChanged { role, .. } => self.role = Some(role),
-            OperatorEvent::OperatorDisabled { .. } => self.status = OperatorStatus::Disabled,
+            OperatorEvent::OperatorRoleChanged { role, .. } => {
+                self.role = Some(role);
+                self.reads_personal_until = None;
+            }
+            OperatorEvent::OperatorDisabled { .. } => {
+                self.status = OperatorStatus::Disabled;
+                self.reads_personal_until = None;
+            }
+            OperatorEvent::PersonalAccessGranted { until, .. } => self.reads_personal_until = Some(until),
+            OperatorEvent::PersonalAccessRevoked { .. } => self.reads_personal_until = None,
         }
     }
 }

@@ -9,7 +9,9 @@ pub mod bot;
 pub mod budget;
 pub mod config;
 pub mod events;
+pub mod export;
 pub mod history;
+pub mod import;
 pub mod keys;
 pub mod link;
 pub mod local;
@@ -21,6 +23,7 @@ pub mod replay;
 pub mod score;
 pub mod sdl;
 pub mod serve;
+pub mod shell;
 pub mod sim;
 pub mod up;
 pub mod what_if;
@@ -34,6 +37,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Loaded, Sources};
 use crate::local_run;
+use shell::Told;
 
 /// Runs a fleet of Telegram AI bots and keeps an exact ledger of everything they do.
 #[derive(Clone, Debug, Parser)]
@@ -137,6 +141,11 @@ pub enum Command {
     History(history::History),
     /// What changed in one thing between two moments
     Diff(history::Diff),
+    /// Write the ledger into files: for other software, for safe keeping, for moving house
+    #[command(subcommand)]
+    Export(export::ExportCommand),
+    /// Bring an exported ledger into an empty installation
+    Import(import::Import),
     /// How the read models keep up, and what becomes of an event that stopped one
     #[command(subcommand)]
     Projections(projections::ProjectionsCommand),
@@ -158,12 +167,78 @@ pub enum Command {
     Local(local::Local),
 }
 
+impl Command {
+    /// What the audit table calls it; nothing for what only looks, and for what acts in its own name while it
+    /// runs.
+    fn action(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Link(_) => "session.link",
+            Self::Keys(keys::KeysCommand::Rewrap { .. }) => "keys.rewrap",
+            Self::Bot(bot::BotCommand::Register(_)) => "bot.register",
+            Self::Bot(bot::BotCommand::Start(_)) => "bot.start",
+            Self::Bot(bot::BotCommand::Stop { .. }) => "bot.stop",
+            Self::Budget(budget::BudgetCommand::Set(_)) => "budget.set",
+            Self::Budget(budget::BudgetCommand::Raise(_)) => "budget.raise",
+            Self::Budget(budget::BudgetCommand::Remove { .. }) => "budget.remove",
+            Self::Policy(policy::PolicyCommand::Publish { .. }) => "policy.publish",
+            Self::Policy(policy::PolicyCommand::Withdraw { .. }) => "policy.withdraw",
+            Self::Policy(policy::PolicyCommand::Restore { .. }) => "policy.restore",
+            Self::Address(address::AddressCommand::Allow(_)) => "access_list.add",
+            Self::Address(address::AddressCommand::Pace(_)) => "rate_override.set",
+            Self::Projections(projections::ProjectionsCommand::Decide(_)) => "projection.decide",
+            Self::Projections(projections::ProjectionsCommand::Rebuild(_)) => "projection.rebuild",
+            Self::Projections(projections::ProjectionsCommand::Swap { .. }) => "projection.swap",
+            Self::Projections(projections::ProjectionsCommand::Rollback(_)) => "projection.roll_back",
+            Self::Projections(projections::ProjectionsCommand::Cancel(_)) => "projection.cancel_rebuild",
+            Self::Projections(projections::ProjectionsCommand::Forget(_)) => "projection.forget_previous",
+            Self::Replay(replay) if replay.acts() => "replay",
+            Self::Audit(audit::AuditCommand::Report(_)) => "audit.report",
+            Self::Export(export::ExportCommand::Log(log)) => log.action(),
+            Self::Import(import) if import.acts() => "log.import",
+            Self::Audit(audit::AuditCommand::Checkpoint { cosigned_by: None }) => "audit.checkpoint",
+            Self::Audit(_) | Self::Bot(_) | Self::Budget(_) | Self::Policy(_) | Self::Projections(_) => {
+                return None;
+            }
+            Self::Replay(_) | Self::Import(_) | Self::Serve(_) | Self::Worker(_) | Self::Project(_) => {
+                return None;
+            }
+            Self::Config(_) | Self::Events(_) | Self::History(_) | Self::Diff(_) | Self::WhatIf(_) => {
+                return None;
+            }
+            Self::Migrate(_) | Self::Relay(_) | Self::Score(_) | Self::Sdl(_) => return None,
+            Self::Sim(_) | Self::Local(_) => return None,
+        })
+    }
+}
+
+/// Whether something leaves that nobody can bring back: then the audit table knows of it before it begins.
+fn carries_off(action: &str) -> bool {
+    matches!(action, "session.link" | "keys.rewrap" | "audit.report" | "log.export" | "log.export_with_keys")
+}
+
 impl Cli {
     /// Runs the subcommand and gives its exit code.
     ///
     /// # Errors
     /// When it cannot be carried out.
     pub async fn run(self) -> Result<u8> {
+        let mut told = Told::new();
+        let Some(action) = self.command.action() else { return self.carry_out(&mut told).await };
+        let settings = self.settings.clone();
+        // An import keeps everybody else out by itself.
+        let _present = match self.command {
+            Command::Import(_) => None,
+            _ => shell::present(settings.clone()).await?,
+        };
+        if carries_off(action) {
+            shell::begun(settings.clone(), action).await?;
+        }
+        let done = self.carry_out(&mut told).await;
+        shell::note(settings, action, &done, told).await;
+        done
+    }
+
+    async fn carry_out(self, told: &mut Told) -> Result<u8> {
         match self.command {
             Command::Serve(serve) => serve.run(self.settings).await,
             Command::Worker(worker) => worker.run(self.settings).await,
@@ -175,10 +250,12 @@ impl Cli {
             Command::Policy(command) => command.run(self.settings).await,
             Command::WhatIf(question) => question.run(self.settings).await,
             Command::Address(command) => command.run(self.settings).await,
-            Command::Audit(command) => command.run(self.settings).await,
+            Command::Audit(command) => command.run(self.settings, told).await,
             Command::Events(events) => events.run(self.settings).await,
             Command::History(history) => history.run(self.settings).await,
             Command::Diff(diff) => diff.run(self.settings).await,
+            Command::Export(command) => command.run(self.settings, told).await,
+            Command::Import(import) => import.run(self.settings).await,
             Command::Projections(command) => command.run(self.settings).await,
             Command::Relay(command) => command.run(self.settings).await,
             Command::Replay(replay) => replay.run(self.settings).await,

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use botledger_bot::{BotConfig, Telegram};
 use botledger_commands::{
-    App, AppConfig, Caller, DetectorServices, GateDefaults, KeyRing, ModerationServices, RateDefaults,
+    App, AppConfig, Caller, DetectorServices, GateDefaults, Ids, KeyRing, ModerationServices, RateDefaults,
     SystemClock, SystemIds,
 };
 use botledger_domain::bot::{BotRateLimits, RateLimit};
@@ -22,6 +22,7 @@ use botledger_llm::{
 use botledger_projections::ReadPool;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use uuid::Uuid;
 
 use crate::config::{Bucket, Config};
 
@@ -31,6 +32,21 @@ const PROVIDER: &str = "ollama";
 const NOTICE_PAUSE: Duration = Duration::from_secs(60);
 /// The same for a block.
 const BLOCK_NOTICE_PAUSE: Duration = Duration::from_secs(3_600);
+
+static INSTANCE: LazyLock<InstanceId> = LazyLock::new(|| InstanceId(SystemIds.next()));
+static ERRAND: LazyLock<Uuid> = LazyLock::new(|| SystemIds.next());
+
+/// This process, in whatever it writes.
+#[must_use]
+pub fn instance() -> InstanceId {
+    *INSTANCE
+}
+
+/// One id for everything that follows from the command that this process was started with.
+#[must_use]
+pub fn errand() -> Uuid {
+    *ERRAND
+}
 
 /// Use cases and the pools and clients they work with.
 #[derive(Clone)]
@@ -67,7 +83,7 @@ impl Platform {
             },
             rates: rates(config),
             redis_patience: Duration::from_millis(config.redis.timeout_ms),
-            instance: InstanceId(botledger_commands::Ids::next(&SystemIds)),
+            instance: instance(),
         };
         let app = App::open(
             settings,
@@ -83,7 +99,7 @@ impl Platform {
     /// Somebody at the command line of this machine.
     #[must_use]
     pub fn caller(&self) -> Caller {
-        Caller::system("cli", self.app.core.ids.next())
+        Caller::system("cli", errand())
     }
 
     /// Writes what waits; afterwards nothing more can be written.

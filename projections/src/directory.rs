@@ -120,6 +120,8 @@ async fn apply_operators(tx: &mut PgConnection, page: &[Arc<RecordedEvent>]) -> 
                 (Some(OperatorStatus::Disabled), disabled_at)
             }
             OperatorEvent::OperatorEnabled { enabled_at, .. } => (Some(OperatorStatus::Active), enabled_at),
+            OperatorEvent::PersonalAccessGranted { granted_at, .. } => (None, granted_at),
+            OperatorEvent::PersonalAccessRevoked { revoked_at, .. } => (None, revoked_at),
         };
         row.changed_at = at;
         if let Some(status) = status {

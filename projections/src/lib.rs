@@ -7,6 +7,7 @@
 
 mod access_lists;
 mod as_of;
+mod audit;
 mod blue_green;
 mod bots;
 mod budgets;
@@ -40,6 +41,7 @@ pub use as_of::{
     access_list_as_of, bot_as_of, operator_as_of, policy_as_of, policy_in_force_as_of, quota_as_of,
     rate_override_as_of, standing_as_of, standing_state_as_of, turn_as_of, workspace_as_of,
 };
+pub use audit::{AdminAct, AuditFilter, AuditRow, acts_of, admin_acts, audit_between, audit_page};
 pub use blue_green::{
     Change, ChangeError, Comparison, Rebuild, RecordedChange, cancel_rebuild, changes, forget_previous,
     rebuilds, roll_back, start_rebuild, swap, work_on_rebuilds,

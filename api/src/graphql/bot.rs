@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Acts, AsOf, Conditions, Needs, Scope,
-    error::{ApiError, ApiResult, UserError, outcome, reason},
+    error::{ApiError, ApiResult, UserError, looked, outcome, reason},
     or_refused,
     page::{List, Slice},
     payload,
@@ -461,7 +461,7 @@ impl BotMutation {
         let settings = or_refused!(BotPayload, input.settings.read());
         let known = or_refused!(
             BotPayload,
-            outcome(&scope, "bot.configure", scope.services.app.bots.get(&caller, bot).await).await?
+            looked(&scope, "bot.configure", scope.services.app.bots.get(&caller, bot).await).await?
         );
         let mode = input.mode.map_or(known.mode, Mode::from);
         let configured = scope.services.app.bots.configure(&caller, bot, settings, mode).await;

@@ -86,7 +86,9 @@ impl ChatSession {
     async fn title(&self, ctx: &Context<'_>) -> ApiResult<Option<String>> {
         let Some(title) = &self.0.title else { return Ok(None) };
         let sealed: Sealed = serde_json::from_value(title.clone()).map_err(ApiError::unavailable)?;
-        match Scope::of(ctx)?.services.app.core.vault.open(&sealed).await {
+        let scope = Scope::of(ctx)?;
+        scope.reads_personal("ChatSession.title", NodeKind::Conversation.id(self.0.conversation)).await?;
+        match scope.services.app.core.vault.open(&sealed).await {
             Ok(plaintext) => Ok(Some(String::from_utf8_lossy(&plaintext).into_owned())),
             Err(botledger_commands::VaultError::Shredded) => Ok(None),
             Err(error) => Err(ApiError::unavailable(error)),
@@ -178,6 +180,9 @@ impl Conversation {
         search: Option<String>,
     ) -> ApiResult<Connection<Cursor, Exchange, Search>> {
         let scope = Scope::of(ctx)?;
+        scope
+            .reads_personal("Conversation.exchanges", NodeKind::Conversation.id(self.0.conversation))
+            .await?;
         let paging = Slice { first, after, ..Slice::default() }.of("exchanges")?;
         let conversation = ConversationId(self.0.conversation);
         let histories = &scope.services.app.histories;

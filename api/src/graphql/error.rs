@@ -1,5 +1,7 @@
 //! What clients are told when something does not work.
 
+use std::sync::atomic::Ordering;
+
 use async_graphql::{ErrorExtensions, SimpleObject};
 use botledger_commands::{AuditEntry, CommandError, ProbeError};
 use botledger_domain::{DomainError, Reason, TextError};
@@ -172,9 +174,21 @@ impl From<ApiError> for UserError {
     }
 }
 
-/// A use case's answer: done, or refused in a way that is data. Refused and forbidden admin calls are
-/// noted in the audit table.
+/// A use case's answer: done, or refused in a way that is data. Every call of an operator is noted in the
+/// audit table, with what became of it.
 pub(crate) async fn outcome<T, E: DomainError>(
+    scope: &Scope<'_>,
+    action: &'static str,
+    result: Result<T, CommandError<E>>,
+) -> ApiResult<Result<T, UserError>> {
+    if result.is_ok() {
+        note(scope, action, "ok", serde_json::json!({})).await;
+    }
+    looked(scope, action, result).await
+}
+
+/// The same for what a use case looks at before it acts: that it was found is not worth a note.
+pub(crate) async fn looked<T, E: DomainError>(
     scope: &Scope<'_>,
     action: &'static str,
     result: Result<T, CommandError<E>>,
@@ -185,9 +199,9 @@ pub(crate) async fn outcome<T, E: DomainError>(
     };
     let code = error.code();
     let told = match error {
-        CommandError::Unavailable { source } => return Err(ApiError::unavailable(source.as_ref())),
-        CommandError::Broken { source } => return Err(ApiError::broken(source.as_ref())),
-        CommandError::Probe(ProbeError::Unreachable) => return Err(ApiError::away()),
+        CommandError::Unavailable { source } => Err(ApiError::unavailable(source.as_ref())),
+        CommandError::Broken { source } => Err(ApiError::broken(source.as_ref())),
+        CommandError::Probe(ProbeError::Unreachable) => Err(ApiError::away()),
         CommandError::Forbidden { .. } => Err(ApiError::forbidden(error.to_string())),
         CommandError::NotFound { what } => Err(ApiError::not_found(what)),
         CommandError::Conflict => Err(ApiError::conflict(error.to_string())),
@@ -195,25 +209,37 @@ pub(crate) async fn outcome<T, E: DomainError>(
             Ok(Err(UserError::new(code, error.to_string())))
         }
     };
-    let kind =
-        if matches!(&told, Err(refused) if refused.code == "FORBIDDEN") { "forbidden" } else { "refused" };
-    note(scope, action, kind, code).await;
+    let kind = match &told {
+        Err(error) if error.code == "FORBIDDEN" => "forbidden",
+        // Nobody decided against it, and it may have been carried out.
+        Err(error) if matches!(error.code, "UNAVAILABLE" | "INTERNAL") => "failed",
+        _ => "refused",
+    };
+    note(scope, action, kind, serde_json::json!({ "code": code })).await;
     told
 }
 
 /// Writes a row of the audit table.
-pub(crate) async fn note(scope: &Scope<'_>, action: &str, kind: &'static str, code: &str) {
-    scope
-        .services
-        .app
-        .audit
-        .record(AuditEntry {
-            operator_id: scope.request.identity.as_ref().map(|identity| identity.operator),
-            action: action.to_owned(),
-            outcome: kind,
-            detail: serde_json::json!({ "code": code }),
-            source_ip: scope.request.address(),
-            correlation_id: Some(scope.request.id),
-        })
-        .await;
+pub(crate) async fn note(scope: &Scope<'_>, action: &str, outcome: &'static str, detail: serde_json::Value) {
+    scope.request.noted.rows.fetch_add(1, Ordering::Relaxed);
+    scope.services.app.audit.record(row(scope, action, outcome, detail)).await;
+}
+
+/// A row about this request.
+pub(super) fn row(
+    scope: &Scope<'_>,
+    action: &str,
+    outcome: &'static str,
+    detail: serde_json::Value,
+) -> AuditEntry {
+    AuditEntry {
+        operator_id: scope.request.identity.as_ref().map(|identity| identity.operator),
+        workspace: scope.request.identity.as_ref().map(|identity| identity.workspace),
+        action: action.to_owned(),
+        outcome,
+        detail,
+        source: "graphql",
+        origin: scope.request.origin.clone(),
+        correlation_id: Some(scope.request.id),
+    }
 }

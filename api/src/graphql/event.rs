@@ -362,6 +362,8 @@ where
         identity: Some(identity.clone()),
         ip: scope.request.ip,
         moments: Moments::default(),
+        origin: scope.request.origin.clone(),
+        noted: Arc::clone(&scope.request.noted),
     });
     let after = after.map_or_else(|| services.tail.head(), |at| at.0);
     let events: Events = services.tail.follow(after).boxed();

@@ -176,7 +176,9 @@ impl ModerationCase {
     /// What the person wrote to appeal; null without grounds, and once erased.
     #[graphql(guard = "Needs(Permission::ReadPersonal)", complexity = 5)]
     async fn appeal_text(&self, ctx: &Context<'_>) -> ApiResult<Option<String>> {
-        turn::open(&Scope::of(ctx)?, self.0.appeal_body).await
+        let scope = Scope::of(ctx)?;
+        scope.reads_personal("ModerationCase.appealText", NodeKind::Case.id(self.0.case_id)).await?;
+        turn::open(&scope, self.0.appeal_body).await
     }
 
     /// The last messages of the conversation before the case, newest first: 10, at most 50. Refused ones

@@ -68,6 +68,17 @@ impl Operator {
         OperatorStatus::read(&self.0.status)
     }
 
+    /// Until when an auditor may read personal text; null where nobody let them, or not any more.
+    #[graphql(complexity = 5)]
+    async fn reads_personal_until(&self, ctx: &Context<'_>) -> ApiResult<Option<DateTime<Utc>>> {
+        let scope = Scope::of(ctx)?;
+        let operators = &scope.services.app.operators;
+        let standing =
+            operators.standing(OperatorId(self.0.operator_id)).await.map_err(ApiError::unavailable)?;
+        let now = scope.services.app.core.clock.now();
+        Ok(standing.filter(|operator| operator.reads_personal(now)).and_then(|it| it.reads_personal_until))
+    }
+
     /// Null for the first one.
     async fn invited_by(&self) -> Option<ID> {
         self.0.invited_by.map(|id| NodeKind::Operator.id(id))
@@ -193,6 +204,18 @@ struct OperatorChangeRoleInput {
     conditions: Option<Conditions>,
 }
 
+/// To whom, how long and why.
+#[derive(InputObject)]
+struct OperatorGrantPersonalAccessInput {
+    /// An auditor.
+    operator_id: ID,
+    /// Within 30 days.
+    until: DateTime<Utc>,
+    /// 1 to 500 characters, kept in the ledger.
+    reason: String,
+    conditions: Option<Conditions>,
+}
+
 /// Whom, and why.
 #[derive(InputObject)]
 struct OperatorDisableInput {
@@ -268,6 +291,41 @@ impl OperatorMutation {
         let reason = or_refused!(OperatorPayload, reason(&input.reason));
         let disabled = scope.services.app.operators.disable(&caller, operator, reason).await;
         let executed = or_refused!(OperatorPayload, outcome(&scope, "operator.disable", disabled).await?);
+        done(&scope, operator, &executed).await
+    }
+
+    /// Lets an auditor read personal text for a time. Each reading is noted in the audit table.
+    #[graphql(guard = "Acts(Permission::ManageOperators)")]
+    async fn operator_grant_personal_access(
+        &self,
+        ctx: &Context<'_>,
+        input: OperatorGrantPersonalAccessInput,
+    ) -> ApiResult<OperatorPayload> {
+        let scope = Scope::of(ctx)?;
+        let operator: OperatorId = NodeKind::Operator.parse(&input.operator_id)?;
+        let caller = scope.caller(input.conditions)?;
+        let reason = or_refused!(OperatorPayload, reason(&input.reason));
+        let operators = &scope.services.app.operators;
+        let granted = operators.grant_personal_access(&caller, operator, input.until, reason).await;
+        let action = "operator.grant_personal_access";
+        let executed = or_refused!(OperatorPayload, outcome(&scope, action, granted).await?);
+        done(&scope, operator, &executed).await
+    }
+
+    /// Ends that early.
+    #[graphql(guard = "Acts(Permission::ManageOperators)")]
+    async fn operator_revoke_personal_access(
+        &self,
+        ctx: &Context<'_>,
+        input: OperatorDisableInput,
+    ) -> ApiResult<OperatorPayload> {
+        let scope = Scope::of(ctx)?;
+        let operator: OperatorId = NodeKind::Operator.parse(&input.operator_id)?;
+        let caller = scope.caller(input.conditions)?;
+        let reason = or_refused!(OperatorPayload, reason(&input.reason));
+        let revoked = scope.services.app.operators.revoke_personal_access(&caller, operator, reason).await;
+        let action = "operator.revoke_personal_access";
+        let executed = or_refused!(OperatorPayload, outcome(&scope, action, revoked).await?);
         done(&scope, operator, &executed).await
     }
 

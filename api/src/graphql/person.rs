@@ -70,6 +70,7 @@ impl Person {
     #[graphql(guard = "Needs(Permission::ReadPersonal)", complexity = "5 + child_complexity")]
     async fn profile(&self, ctx: &Context<'_>) -> ApiResult<Option<Profile>> {
         let scope = Scope::of(ctx)?;
+        scope.reads_personal("Person.profile", NodeKind::Person.id(self.0.subject)).await?;
         let sealed: Sealed = serde_json::from_value(self.0.profile.clone()).map_err(ApiError::broken)?;
         let profile = scope.services.app.subjects.open_profile(&sealed).await;
         Ok(profile.map_err(ApiError::unavailable)?.map(|profile| Profile {

@@ -344,13 +344,13 @@ impl ProjectionChangeInput {
         };
         match done {
             Ok(_) => {
-                note(&scope, action, "ok", &self.name).await;
+                note(&scope, action, "ok", serde_json::json!({ "name": self.name })).await;
                 let projection = projection(&scope, &self.name).await?;
                 Ok(ProjectionChangePayload { projection: Some(projection), user_errors: Vec::new() })
             }
             Err(error) => match error.code() {
                 Some(code) => {
-                    note(&scope, action, "refused", code).await;
+                    note(&scope, action, "refused", serde_json::json!({ "name": self.name, "code": code })).await;
                     refused(UserError::new(code, error.to_string()))
                 }
                 None => Err(ApiError::unavailable(error)),
@@ -385,8 +385,8 @@ impl PlatformMutation {
         let read = &scope.services.read;
         let taken =
             decide(read, &input.name, input.position.0, decision, reason.as_str(), Some(operator)).await?;
-        let what = format!("{} {} {}", decision.as_ref(), input.name, input.position.0);
-        note(&scope, "projection.decide", if taken { "ok" } else { "refused" }, &what).await;
+        let detail = serde_json::json!({ "code": decision.as_ref() });
+        note(&scope, "projection.decide", if taken { "ok" } else { "refused" }, detail).await;
         if !taken {
             let message = "this read model is not stopped at that event";
             return refused(UserError::new("PROJECTION_NOT_STOPPED", message));
@@ -425,7 +425,7 @@ impl PlatformMutation {
         ctx: &Context<'_>,
         input: ProjectionChangeInput,
     ) -> ApiResult<ProjectionChangePayload> {
-        input.carry_out(ctx, "projection.rollBack", Act::RollBack).await
+        input.carry_out(ctx, "projection.roll_back", Act::RollBack).await
     }
 
     /// Gives an open rebuild up. The live rows are not touched.
@@ -435,7 +435,7 @@ impl PlatformMutation {
         ctx: &Context<'_>,
         input: ProjectionChangeInput,
     ) -> ApiResult<ProjectionChangePayload> {
-        input.carry_out(ctx, "projection.cancelRebuild", Act::Cancel).await
+        input.carry_out(ctx, "projection.cancel_rebuild", Act::Cancel).await
     }
 
     /// Lets go of the rows from before the last swap, which can then not be taken back.
@@ -445,6 +445,6 @@ impl PlatformMutation {
         ctx: &Context<'_>,
         input: ProjectionChangeInput,
     ) -> ApiResult<ProjectionChangePayload> {
-        input.carry_out(ctx, "projection.forgetPrevious", Act::Forget).await
+        input.carry_out(ctx, "projection.forget_previous", Act::Forget).await
     }
 }

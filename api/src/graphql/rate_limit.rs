@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     Acts, AsOf, Conditions, Needs, Scope,
     bot::{self, RateLimit},
-    error::{ApiError, ApiResult, outcome, reason},
+    error::{ApiError, ApiResult, looked, outcome, reason},
     operator, or_refused,
     page::{List, Slice},
     payload,
@@ -278,7 +278,7 @@ impl RateLimitQuery {
         let Some((subject, bot)) = self::subject(&scope, &subject).await? else { return Ok(None) };
         let (caller, workspace) = (scope.caller(None)?, scope.identity()?.workspace);
         let states = scope.services.app.rate_limits.of(&caller, workspace, subject, bot).await;
-        match outcome(&scope, "rate_limits.look", states).await? {
+        match looked(&scope, "rate_limits.look", states).await? {
             Ok(states) => Ok(Some(states.into_iter().map(RateLimitState::from).collect())),
             Err(_) => Ok(None),
         }

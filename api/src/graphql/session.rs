@@ -107,7 +107,7 @@ impl SessionMutation {
         let now = scope.services.app.core.clock.now();
         scope.services.attempts.link(scope.request.ip, now).map_err(ApiError::rate_limited)?;
         let operators = &scope.services.app.operators;
-        let session = operators.activate(&input.secret, &input.password, scope.request.address()).await;
+        let session = operators.activate(&input.secret, &input.password, scope.request.origin.clone()).await;
         answer(&scope, session)
     }
 
@@ -117,7 +117,7 @@ impl SessionMutation {
         let now = scope.services.app.core.clock.now();
         scope.services.attempts.login(scope.request.ip, &input.login, now).map_err(ApiError::rate_limited)?;
         let operators = &scope.services.app.operators;
-        let session = operators.login(&input.login, &input.password, scope.request.address()).await;
+        let session = operators.login(&input.login, &input.password, scope.request.origin.clone()).await;
         answer(&scope, session)
     }
 
@@ -130,7 +130,8 @@ impl SessionMutation {
         let scope = Scope::of(ctx)?;
         let now = scope.services.app.core.clock.now();
         scope.services.attempts.refresh(&input.refresh_token, now).map_err(ApiError::rate_limited)?;
-        let session = scope.services.app.operators.refresh(&input.refresh_token).await;
+        let session =
+            scope.services.app.operators.refresh(&input.refresh_token, scope.request.origin.clone()).await;
         answer(&scope, session)
     }
 
@@ -141,7 +142,7 @@ impl SessionMutation {
         input: SessionTokenInput,
     ) -> ApiResult<SessionLogoutPayload> {
         let scope = Scope::of(ctx)?;
-        match scope.services.app.operators.logout(&input.refresh_token).await {
+        match scope.services.app.operators.logout(&input.refresh_token, scope.request.origin.clone()).await {
             Ok(()) => Ok(SessionLogoutPayload { ended: true }),
             Err(error) => Err(ApiError::unavailable(error)),
         }

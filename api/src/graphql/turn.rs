@@ -383,13 +383,17 @@ impl Turn {
     /// What the person wrote; null once erased.
     #[graphql(guard = "Needs(Permission::ReadPersonal)", complexity = 5)]
     async fn prompt(&self, ctx: &Context<'_>) -> ApiResult<Option<String>> {
-        open(&Scope::of(ctx)?, Some(self.0.prompt_body)).await
+        let scope = Scope::of(ctx)?;
+        scope.reads_personal("Turn.prompt", NodeKind::Turn.id(self.0.turn_id)).await?;
+        open(&scope, Some(self.0.prompt_body)).await
     }
 
     /// What was answered; null before, and once erased.
     #[graphql(guard = "Needs(Permission::ReadPersonal)", complexity = 5)]
     async fn reply(&self, ctx: &Context<'_>) -> ApiResult<Option<String>> {
-        open(&Scope::of(ctx)?, self.0.reply_body).await
+        let scope = Scope::of(ctx)?;
+        scope.reads_personal("Turn.reply", NodeKind::Turn.id(self.0.turn_id)).await?;
+        open(&scope, self.0.reply_body).await
     }
 }
 

@@ -1,17 +1,22 @@
 //! One way in for all transports: guard, parse, check, execute, and errors as clients may see them.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use async_graphql::{
     PathSegment, Request, Response, ServerError, Value, Variables, parser::types::OperationType,
 };
+use botledger_commands::{AuditEntry, Origin};
 use futures::{Stream, StreamExt, stream};
 
 use super::{Inner, SUBSCRIPTIONS_SHARE, admit, shape::Shape, share};
 use crate::{
     auth::Identity,
     document::{self, Prepared},
-    graphql::{self, RequestContext, error::ApiError, moment::Moments},
+    graphql::{self, Noted, RequestContext, error::ApiError, moment::Moments},
     shares::{Share, Who},
 };
 
@@ -27,6 +32,8 @@ pub(super) struct Asked {
     pub(super) variables: serde_json::Map<String, serde_json::Value>,
     pub(super) identity: Option<Identity>,
     pub(super) ip: Option<IpAddr>,
+    /// What the client calls itself.
+    pub(super) user_agent: Option<String>,
 }
 
 /// An answer and how the request was.
@@ -43,6 +50,51 @@ pub(super) struct Ready {
     pub(super) request: Request,
     who: Who,
     shape: Option<Shape>,
+    attempt: Option<Attempt>,
+}
+
+/// A mutation of somebody known: it leaves a row in the audit table whatever becomes of it. Use cases write theirs;
+/// here is written what never reached one, or did not end in time.
+struct Attempt {
+    identity: Identity,
+    origin: Origin,
+    /// Mutations asked for; what is about sessions is noted where sessions are.
+    fields: Vec<String>,
+    noted: Arc<Noted>,
+}
+
+impl Attempt {
+    async fn settle(self, inner: &Inner, id: uuid::Uuid, response: &Response, in_time: bool) {
+        let nothing_tried = in_time && is_request_error(response);
+        if nothing_tried || self.noted.rows.load(Ordering::Relaxed) >= self.fields.len() {
+            return;
+        }
+        let code = response.errors.iter().find_map(|error| match error.extensions.as_ref()?.get("code")? {
+            Value::String(code) => Some(code.as_str()),
+            _ => None,
+        });
+        let code = code.unwrap_or("BAD_INPUT");
+        let outcome = match code {
+            "UNAVAILABLE" | "INTERNAL" => "failed",
+            "FORBIDDEN" => "forbidden",
+            _ => "refused",
+        };
+        let (action, detail) = match &self.fields[..] {
+            [field] => (field.clone(), serde_json::json!({ "code": code })),
+            fields => ("api.request".to_owned(), serde_json::json!({ "code": code, "fields": fields })),
+        };
+        let entry = AuditEntry {
+            operator_id: Some(self.identity.operator),
+            workspace: Some(self.identity.workspace),
+            action,
+            outcome,
+            detail,
+            source: "graphql",
+            origin: self.origin,
+            correlation_id: Some(id),
+        };
+        inner.services.app.audit.record(entry).await;
+    }
 }
 
 pub(super) fn failed(error: ApiError, request_id: uuid::Uuid) -> Response {
@@ -54,9 +106,19 @@ pub(super) fn failed(error: ApiError, request_id: uuid::Uuid) -> Response {
 pub(super) fn prepare(inner: &Inner, asked: Asked) -> Result<Ready, Response> {
     let request_id = inner.services.app.core.ids.next();
     let prepared = check(&asked).map_err(|error| failed(error, request_id))?;
-    let Prepared { document, kind, .. } = prepared;
+    let Prepared { document, kind, mut roots } = prepared;
     let who = Who::of(asked.identity.as_ref(), asked.ip);
     let shape = Shape::of(&document, asked.operation_name.as_deref(), &asked.variables);
+    let origin = Origin { ip: asked.ip.map(|ip| ip.to_string()), user_agent: asked.user_agent };
+    let noted = Arc::new(Noted::default());
+    roots.retain(|field| !field.starts_with("session"));
+    let known = asked.identity.clone().filter(|_| kind == OperationType::Mutation);
+    let attempt = known.map(|identity| Attempt {
+        identity,
+        origin: origin.clone(),
+        fields: roots,
+        noted: Arc::clone(&noted),
+    });
     let mut request = Request::new(asked.query)
         .variables(Variables::from_json(serde_json::Value::Object(asked.variables)))
         .data(RequestContext {
@@ -64,12 +126,14 @@ pub(super) fn prepare(inner: &Inner, asked: Asked) -> Result<Ready, Response> {
             identity: asked.identity,
             ip: asked.ip,
             moments: Moments::default(),
+            origin,
+            noted,
         });
     if let Some(name) = asked.operation_name.filter(|name| !name.is_empty()) {
         request = request.operation_name(name);
     }
     request.set_parsed_query(document);
-    Ok(Ready { kind, request_id, request, who, shape })
+    Ok(Ready { kind, request_id, request, who, shape, attempt })
 }
 
 fn check(asked: &Asked) -> Result<Prepared, ApiError> {
@@ -94,10 +158,13 @@ async fn within(inner: &Inner, ready: Ready) -> Response {
     let begun = Instant::now();
     let id = ready.request_id;
     let timeout = inner.services.config.request_timeout;
-    let response = match tokio::time::timeout(timeout, inner.schema.execute(ready.request)).await {
-        Ok(response) => polish(shaped(ready.shape.as_ref(), response), id),
-        Err(_) => failed(ApiError::away(), id),
+    let (response, in_time) = match tokio::time::timeout(timeout, inner.schema.execute(ready.request)).await {
+        Ok(response) => (polish(shaped(ready.shape.as_ref(), response), id), true),
+        Err(_) => (failed(ApiError::away(), id), false),
     };
+    if let Some(attempt) = ready.attempt {
+        attempt.settle(inner, id, &response, in_time).await;
+    }
     metrics::histogram!("botledger_api_request_seconds").record(begun.elapsed().as_secs_f64());
     let outcome = if response.errors.is_empty() { "ok" } else { "error" };
     metrics::counter!("botledger_api_requests_total", "outcome" => outcome).increment(1);

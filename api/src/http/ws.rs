@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Inner, Lasting, busy,
     execute::{self, Asked},
-    identify, share, stay,
+    identify, share, stay, user_agent,
 };
 use crate::{
     admin::problem,
@@ -84,11 +84,12 @@ pub(super) async fn accept(
     };
     let Some(lasting) = stay(&inner, Who::of(identity.as_ref(), peer)) else { return busy() };
     let limit = inner.services.config.max_body_bytes;
+    let user_agent = user_agent(headers);
     upgrade.protocols([PROTOCOL]).max_message_size(limit).max_frame_size(limit).on_upgrade(move |socket| {
         let stopping = server.as_ref().map_or_else(CancellationToken::new, |server| server.stopping.clone());
         let served = async move {
             metrics::gauge!("botledger_api_sockets").increment(1.0);
-            Socket { inner, peer, identity, stopping, lasting }.serve(socket, known).await;
+            Socket { inner, peer, user_agent, identity, stopping, lasting }.serve(socket, known).await;
             metrics::gauge!("botledger_api_sockets").decrement(1.0);
         };
         // The server waits for tracked tasks before it ends.
@@ -156,6 +157,7 @@ struct Operation {
 struct Socket {
     inner: Arc<Inner>,
     peer: Option<IpAddr>,
+    user_agent: Option<String>,
     identity: Option<Identity>,
     stopping: CancellationToken,
     lasting: Lasting,
@@ -315,6 +317,7 @@ impl Socket {
         over: Arc<AtomicBool>,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (inner, known, ip) = (Arc::clone(&self.inner), self.identity.clone(), self.peer);
+        let user_agent = self.user_agent.clone();
         async move {
             // The id is free again before the client can know that it is.
             let last = async |message: Value| {
@@ -347,6 +350,7 @@ impl Socket {
                 variables: operation.variables.unwrap_or_default(),
                 identity,
                 ip,
+                user_agent,
             };
             let ready = match execute::prepare(&inner, asked) {
                 Ok(ready) => ready,

@@ -25,6 +25,7 @@ const PUBLIC: [&str; 4] = ["sessionActivate", "sessionLogin", "sessionRefresh", 
 
 /// What every other root field needs.
 const NEEDS: &[(&str, Permission)] = &[
+    ("auditEntries", ReadLedger),
     ("bot", ReadOperations),
     ("bots", ReadOperations),
     ("botRegister", ManageBots),
@@ -57,6 +58,8 @@ const NEEDS: &[(&str, Permission)] = &[
     ("operatorChangeRole", ManageOperators),
     ("operatorDisable", ManageOperators),
     ("operatorEnable", ManageOperators),
+    ("operatorGrantPersonalAccess", ManageOperators),
+    ("operatorRevokePersonalAccess", ManageOperators),
     ("person", ReadOperations),
     ("people", ReadOperations),
     ("personChooseLanguage", Moderate),
@@ -141,6 +144,9 @@ const PERSONAL: [(&str, &str); 6] = [
 /// behind one of the fields above.
 const PLAIN: &str = "
     AccessEntry.network AccessEntry.reason
+    AuditChange.before
+    AuditEntry.action AuditEntry.correlationId AuditEntry.detail AuditEntry.instance AuditEntry.source
+    AuditEntry.sourceIp AuditEntry.userAgent
     DetectorModel.name DetectorModel.version DetectorScore.name
     Findings.intent Findings.intentMethod Findings.unavailable Signal.rule
     Ladder.afterBlock Ladder.baseBlockMs Ladder.creditDrift Ladder.creditViolation Ladder.driftHalfLifeMs
@@ -203,6 +209,8 @@ const PLAIN: &str = "
 const REACHED: &[(&str, &str)] = &[
     ("AccessEntry", "manage_policies read_operations"),
     ("AccessList", "manage_policies read_operations"),
+    ("AuditChange", "read_ledger"),
+    ("AuditEntry", "read_ledger"),
     ("Bot", "manage_bots moderate read_operations"),
     ("BotSettings", "manage_bots moderate read_operations"),
     ("Budget", "manage_quotas read_operations"),

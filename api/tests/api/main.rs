@@ -5,6 +5,7 @@
 
 mod access;
 mod access_lists;
+mod audit;
 mod budgets;
 mod http;
 mod moderation;

@@ -210,6 +210,7 @@ const QUESTIONS: &[(&str, &str)] = &[
 
 /// Queries that have no past, and why.
 const OF_NOW: &[(&str, &str)] = &[
+    ("auditEntries", "it lists calls with their times and is not made of events"),
     ("changes", "it names its own moments"),
     ("checkpoint", "a head says itself how much it covers"),
     ("consistencyProof", "it names its own heads"),

@@ -16,6 +16,7 @@ mod journal;
 mod lease;
 mod load;
 mod repository;
+pub mod transfer;
 mod writer;
 
 pub use append::{AppendError, AppendSet, Receipt, StreamVersion};

@@ -58,6 +58,55 @@ fn an_auditor_reads_the_ledger_but_no_personal_text_and_changes_nothing() {
 }
 
 #[test]
+fn personal_text_is_opened_to_auditors_for_a_time() {
+    let as_role = |role| {
+        let changed = OperatorEvent::OperatorRoleChanged { role, by: id(2), changed_at: noon() };
+        Operators::with(clock_at(noon())).given(vec![invited(), changed])
+    };
+    let until = |days| OperatorCommand::GrantPersonalAccess {
+        until: noon() + TimeDelta::days(days),
+        reason: reason("complaint 17"),
+        by: id(2),
+    };
+    let granted = |days| OperatorEvent::PersonalAccessGranted {
+        until: noon() + TimeDelta::days(days),
+        reason: reason("complaint 17"),
+        by: id(2),
+        granted_at: noon(),
+    };
+    as_role(Role::Auditor).when(until(30)).then_expect_events(vec![granted(30)]);
+    for days in [-1, 0, 31] {
+        as_role(Role::Auditor).when(until(days)).then_expect_error(OperatorError::PersonalAccessTime);
+    }
+    for role in [Role::Owner, Role::Moderator, Role::Analyst, Role::Member] {
+        as_role(role).when(until(1)).then_expect_error(OperatorError::NotAuditor);
+    }
+
+    let mut auditor = Operator::default();
+    let by = id(2);
+    for event in
+        [invited(), OperatorEvent::OperatorRoleChanged { role: Role::Auditor, by, changed_at: noon() }]
+    {
+        auditor.record(event);
+    }
+    auditor.record(granted(1));
+    assert_eq!(auditor.decide(until(1), noon()), Ok(vec![]), "the same once more");
+    assert!(auditor.reads_personal(noon()) && !auditor.reads_personal(noon() + TimeDelta::days(1)));
+    let revoke = || OperatorCommand::RevokePersonalAccess { reason: reason("answered"), by };
+    assert_eq!(auditor.decide(revoke(), noon()).map(|events| events.len()), Ok(1));
+    assert_eq!(auditor.decide(revoke(), noon() + TimeDelta::days(1)), Ok(vec![]), "it is over");
+    for ends in [
+        OperatorEvent::PersonalAccessRevoked { reason: reason("answered"), by, revoked_at: noon() },
+        OperatorEvent::OperatorRoleChanged { role: Role::Analyst, by, changed_at: noon() },
+        OperatorEvent::OperatorDisabled { reason: reason("left"), by, disabled_at: noon() },
+    ] {
+        let mut ended = auditor.clone();
+        ended.record(ends);
+        assert_eq!(ended.reads_personal_until, None);
+    }
+}
+
+#[test]
 fn only_the_owner_manages_operators() {
     for role in [Role::Admin, Role::Moderator, Role::Auditor, Role::Analyst, Role::Member] {
         assert!(!role.may(Permission::ManageOperators), "{role:?}");

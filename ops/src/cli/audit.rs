@@ -1,6 +1,8 @@
 //! `botledger audit`: heads of the ledger's Merkle tree, proofs, and the comparison of everything with
 //! what was signed.
 
+pub mod report;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::Settings;
+use super::shell::Told;
 use super::witness::WitnessCommand;
 use crate::config::Config;
 use crate::heads::log_keys;
@@ -74,6 +77,8 @@ pub enum AuditCommand {
         /// Folder, made if it is not there
         folder: PathBuf,
     },
+    /// What operators and shells did and tried in a period, as a file with its hash
+    Report(report::Report),
     /// Be a witness: remember what a ledger has signed, cosign what follows from it, refuse the rest
     Witness(WitnessCommand),
 }
@@ -83,10 +88,11 @@ impl AuditCommand {
     ///
     /// # Errors
     /// When the database does not answer, a key is missing, or what is asked for is not there.
-    pub async fn run(self, settings: Settings) -> Result<u8> {
+    pub async fn run(self, settings: Settings, told: &mut Told) -> Result<u8> {
         let this = match self {
             // Has no connection to the ledger.
             Self::Witness(command) => return command.run(settings).await,
+            Self::Report(report) => return report.run(settings, told).await,
             this => this,
         };
         let config = settings.load_running()?.config;
@@ -97,7 +103,7 @@ impl AuditCommand {
         let pool = answering_pool(&config).await?;
         let tree = LogTree::new(pool.clone());
         match this {
-            Self::Key | Self::Witness(_) => {}
+            Self::Key | Self::Report(_) | Self::Witness(_) => {}
             Self::Checkpoint { cosigned_by: Some(witness) } => {
                 let cosigned = tree.newest_cosigned(&witness).await?;
                 let cosigned = cosigned.with_context(|| format!("{witness} has cosigned no checkpoint"))?;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use botledger_domain::{Actor, Position, Reason};
+use botledger_journal::transfer::unfinished_import;
 use botledger_local::progress::{Progress, say};
 use botledger_projections::{
     CheckpointStatus, Decision, Projection, ReadPool, Rebuild as StoredRebuild, RecordedChange, all,
@@ -131,6 +132,9 @@ impl ProjectionsCommand {
                 Ok(u8::from(rows.iter().any(|row| row.trouble().is_some())))
             }
             Self::Decide(wanted) => {
+                if let Some(why) = unfinished_import(&pool).await? {
+                    bail!(why);
+                }
                 let reason = Reason::parse(&wanted.reason)?;
                 let decision = match wanted.decision {
                     Choice::Retry => Decision::Retry,

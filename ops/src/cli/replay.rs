@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use botledger_journal::transfer::unfinished_import;
 use botledger_local::progress::{Progress, say};
 use botledger_projections::{Difference, Projection, ReadPool, RebuildReport, all, replay, verify};
 use clap::Args;
@@ -31,6 +32,12 @@ pub struct Replay {
 }
 
 impl Replay {
+    /// Whether live rows are replaced.
+    #[must_use]
+    pub fn acts(&self) -> bool {
+        !self.verify && !self.list
+    }
+
     /// Gives 1 when `--verify` found a difference.
     ///
     /// # Errors
@@ -45,6 +52,9 @@ impl Replay {
         }
         let chosen = if self.all { known } else { chosen(known, &self.names)? };
         let pool = answering_pool(&settings.load_running()?.config).await?;
+        if let Some(why) = unfinished_import(&pool).await? {
+            bail!(why);
+        }
         let progress = if self.json { Progress::silent() } else { Progress::begin() };
         let reports = rebuilt(&pool, &chosen, self.verify, progress).await?;
         if self.json {

@@ -16,6 +16,7 @@ use botledger_api::{AdminState, Api, ApiConfig, ApiContext, Check, Readiness, ad
 use botledger_bot::{BotRuntime, Webhooks};
 use botledger_commands::{Ids, SystemIds};
 use botledger_domain::InstanceId;
+use botledger_journal::transfer::{Presence, TransferError};
 use botledger_local::migrate::{Schema, compare};
 use botledger_local::up::Signals;
 use botledger_projections::{
@@ -168,13 +169,13 @@ async fn run(settings: Settings, roles: Roles) -> Result<u8> {
     let admin = tokio::spawn(serve(admin, admin_router(state), admin_stop.clone(), drain));
     let upkeep = tokio::spawn(keep_up(metrics, read.clone()));
 
-    tokio::select! {
-        in_step = schema_in_step(&read) => in_step?,
+    let mut presence = tokio::select! {
+        there = move_in(&read) => there?,
         name = signals.next() => {
             tracing::info!("{name}: stopping before the start");
             return Ok(0);
         }
-    }
+    };
     let running = Running::start(&config, roles, &read, instance, platform.as_ref(), public).await?;
     tracing::info!(
         instance.name = config.instance.name,
@@ -187,9 +188,17 @@ async fn run(settings: Settings, roles: Roles) -> Result<u8> {
             (false, false) => "relaying the ledger".to_owned(),
         }
     );
-    let name = signals.next().await;
+    let evicted = tokio::select! {
+        name = signals.next() => {
+            tracing::info!("{name}: finishing what was begun");
+            None
+        }
+        why = presence.lost(&read) => {
+            tracing::error!("stopping: {why}");
+            Some(why)
+        }
+    };
     stopping.cancel();
-    tracing::info!("{name}: finishing what was begun");
     tokio::select! {
         () = running.stop() => {}
         name = signals.next() => {
@@ -206,7 +215,10 @@ async fn run(settings: Settings, roles: Roles) -> Result<u8> {
     // It ends with the token; what it was doing is not worth an error now.
     let _ = admin.await;
     tracing::info!("stopped");
-    Ok(0)
+    match evicted {
+        Some(why) => Err(anyhow!(why)),
+        None => Ok(0),
+    }
 }
 
 async fn listen(key: &str, address: &str) -> Result<TcpListener> {
@@ -215,12 +227,18 @@ async fn listen(key: &str, address: &str) -> Result<TcpListener> {
         .with_context(|| format!("cannot listen on {address}: change {key}, or stop what listens there"))
 }
 
-/// Waits for a database that does not answer; refuses one that is not of this build.
-async fn schema_in_step(pool: &ReadPool) -> Result<()> {
+/// Waits for a database that does not answer; refuses one that is not of this build, or holds half a ledger. What
+/// it gives keeps imports out.
+async fn move_in(pool: &ReadPool) -> Result<Presence> {
     let mut said = false;
     loop {
         match compare(pool).await {
-            Ok(Schema::InStep) => return Ok(()),
+            Ok(Schema::InStep) => match Presence::begin(pool).await {
+                Ok(presence) => return Ok(presence),
+                Err(TransferError::Refused(why)) => bail!(why),
+                // It answered a moment ago.
+                Err(_) => {}
+            },
             Ok(Schema::Foreign(why)) => bail!(why),
             Err(error) if !said => {
                 tracing::warn!(error = %error, "the database does not answer yet; waiting for it");

@@ -66,6 +66,8 @@ impl House {
         let ollama = OllamaSim::start(ollama).await.unwrap();
         let name = pool.connect_options().get_database().unwrap_or("test").to_owned();
         let folder = std::env::temp_dir().join(format!("botledger-{name}"));
+        // What a failed run left for people to look at.
+        fs::remove_dir_all(&folder).ok();
         fs::create_dir_all(&folder).unwrap();
         let (listen, admin) = (free_address().unwrap(), free_address().unwrap());
         let url = limited_role(&pool).await;
@@ -112,15 +114,25 @@ impl House {
 
     /// Runs a command to its end.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Output {
+        self.run_with(&[], arguments).await
+    }
+
+    /// The same with further settings.
+    pub(crate) async fn run_with(&self, extra: &[(&str, &str)], arguments: &[&str]) -> Output {
         let mut command = self.command();
-        command.args(arguments).stdin(Stdio::null());
+        command.args(arguments).envs(extra.iter().copied()).stdin(Stdio::null());
         // The stand-ins live on this thread's runtime and have to go on meanwhile.
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
 
     /// What a command that must succeed prints.
     pub(crate) async fn told(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments).await;
+        self.told_with(&[], arguments).await
+    }
+
+    /// The same with further settings.
+    pub(crate) async fn told_with(&self, extra: &[(&str, &str)], arguments: &[&str]) -> String {
+        let output = self.run_with(extra, arguments).await;
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
@@ -128,6 +140,11 @@ impl House {
     /// Starts the product without waiting for anything.
     pub(crate) fn start(&self, extra: &[(&str, &str)]) -> Running {
         self.spawn(&["serve"], extra, self.admin.clone())
+    }
+
+    /// Starts a command without waiting for its end.
+    pub(crate) fn begin(&self, extra: &[(&str, &str)], arguments: &[&str]) -> Running {
+        self.spawn(arguments, extra, self.admin.clone())
     }
 
     fn spawn(&self, arguments: &[&str], extra: &[(&str, &str)], admin: String) -> Running {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod audit;
+mod audit_report;
 mod budget;
 mod canary;
 mod client;
@@ -15,3 +16,4 @@ mod policies;
 mod rebuilds;
 mod relay;
 mod roles;
+mod transfer;

@@ -12,4 +12,5 @@ mod order;
 mod sets;
 mod support;
 mod together;
+mod transfer;
 mod tree;
