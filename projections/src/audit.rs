@@ -103,7 +103,8 @@ pub async fn audit_page(
     Ok(page.in_order(query.build_query_as().fetch_all(pool).await?))
 }
 
-/// Rows of a period, of one workspace or of all, by time, then id: the order of a report. `after` is the last row of the page before.
+/// Rows of a period, of one workspace or of all, by time, then id: the order of a report. `after` is the last row
+/// of the page before.
 ///
 /// # Errors
 /// When the database fails.

@@ -62,11 +62,22 @@ async fn every_call_is_told_with_from_where_how_it_ended_and_before_and_after(po
         (&json!("workspaceRename"), &json!([])),
         "{forbidden:?}"
     );
-    let refused = entries(&platform, &auditor, json!({"outcomes": ["REFUSED"]})).await;
-    assert_eq!(refused.len(), 1, "also what never reached a use case: {refused:?}");
+    let early =
+        "mutation { planRetire(input: {plan: \"free\", reason: \"\"}) { userErrors { code field } } }";
+    let answer = platform.data(&tenant.token, early, json!({})).await;
+    assert_eq!(answer["planRetire"]["userErrors"][0]["field"], "reason", "{answer}");
+    let refused: Vec<(Value, Value)> = entries(&platform, &auditor, json!({"outcomes": ["REFUSED"]}))
+        .await
+        .into_iter()
+        .map(|entry| (entry["action"].clone(), entry["detail"]["code"].clone()))
+        .collect();
     assert_eq!(
-        (&refused[0]["action"], &refused[0]["detail"]["code"]),
-        (&json!("workspaceRename"), &json!("BAD_INPUT"))
+        refused,
+        [
+            (json!("planRetire"), json!("BAD_INPUT")),
+            (json!("workspace.rename"), json!("WORKSPACE_INVALID_NAME"))
+        ],
+        "also what never reached a use case"
     );
     // Who may not read the ledger is noted too, once a request.
     let ledger = "{ one: events { nodes { position } } two: events { nodes { position } } }";

@@ -48,8 +48,16 @@ async fn a_report_tells_who_did_and_tried_what_and_is_the_same_for_ever(pool: Pg
     house.told(&["bot", "stop", BOT, "--reason", "a test, \"quoted\""]).await;
     assert!(!house.run(&["bot", "start", "nobody_bot"]).await.status.success());
     let login = "mutation { sessionLogin(input: {login: \"owner\", password: \"guessed it\"}) { userErrors { code } } }";
+    let api = format!("http://{}/graphql", house.listen);
+    let link: Value = serde_json::from_str(&house.told(&["link", "--json"]).await).unwrap();
+    let secret = link["link"].as_str().unwrap().split_once('#').unwrap().1;
+    let activate = "mutation a($secret: String!) { sessionActivate(input: {secret: $secret, password: \"correct horse battery\"}) {
+        userErrors { code } } }";
+    let body = json!({ "query": activate, "variables": { "secret": secret } });
+    let answer = reqwest::Client::new().post(&api).json(&body).send().await.unwrap().text().await.unwrap();
+    assert!(answer.contains("\"userErrors\":[]"), "{answer}");
     let answer = reqwest::Client::new()
-        .post(format!("http://{}/graphql", house.listen))
+        .post(&api)
         .header("user-agent", "=HYPERLINK(\"http://evil.example\")")
         .json(&json!({ "query": login }))
         .send()
