@@ -212,7 +212,7 @@ fn refused(refusal: &Refusal) -> Response {
             (StatusCode::CONFLICT, SIZE_TYPE)
         }
         Refusal::Fork { .. } => (StatusCode::CONFLICT, kind),
-        Refusal::Inconsistent { .. } => (StatusCode::UNPROCESSABLE_ENTITY, kind),
+        Refusal::Inconsistent { .. } | Refusal::NoProof => (StatusCode::UNPROCESSABLE_ENTITY, kind),
     };
     match refusal {
         Refusal::Fork { .. } | Refusal::Inconsistent { .. } => {
