@@ -190,12 +190,25 @@ pub struct Frontier {
 }
 
 impl Frontier {
+    /// Goes on behind `size` leaves, from the hashes of [`cover`]`(0..size)`; `None` when there is another
+    /// number of them.
+    #[must_use]
+    pub fn resume(size: u64, hashes: Vec<Hash>) -> Option<Self> {
+        (hashes.len() == size.count_ones() as usize).then_some(Self { size, hashes })
+    }
+
     /// Adds the next leaf by its leaf hash.
     pub fn push(&mut self, leaf: Hash) {
+        self.push_telling(leaf, |_, _| {});
+    }
+
+    /// The same, and tells every subtree of more than one leaf that is complete now, from below.
+    pub fn push_telling(&mut self, leaf: Hash, mut complete: impl FnMut(Node, &Hash)) {
         let mut hash = leaf;
-        for _ in 0..self.size.trailing_ones() {
+        for height in 1..=self.size.trailing_ones() {
             if let Some(left) = self.hashes.pop() {
                 hash = node_hash(&left, &hash);
+                complete(Node { height, index: self.size >> height }, &hash);
             }
         }
         self.hashes.push(hash);
@@ -357,6 +370,25 @@ mod tests {
             let mut tree = Frontier::default();
             leaves.iter().for_each(|leaf| tree.push(*leaf));
             prop_assert_eq!((tree.size(), tree.root()), (count, naive(&leaves)));
+        }
+
+        #[test]
+        fn a_tree_goes_on_from_its_subtrees_and_tells_those_it_completes(start in 0u64..300, more in 0u64..300) {
+            let leaves = leaves(start + more);
+            let of = |node: Node| {
+                let first = (node.index << node.height) as usize;
+                fold(&leaves[first..first + (1 << node.height)]).unwrap()
+            };
+            let hashes = cover(0..start).into_iter().map(of).collect();
+            let mut tree = Frontier::resume(start, hashes).unwrap();
+            let mut told = Vec::new();
+            leaves[start as usize..].iter().for_each(|leaf| {
+                tree.push_telling(*leaf, |node, hash| told.push((node, *hash)));
+            });
+            prop_assert_eq!((tree.size(), tree.root()), (start + more, naive(&leaves)));
+            prop_assert!(told.iter().all(|(node, hash)| of(*node) == *hash));
+            let complete = |size: u64| (1..64).map(|height| size >> height).sum::<u64>();
+            prop_assert_eq!(told.len() as u64, complete(start + more) - complete(start));
         }
 
         #[test]

@@ -195,7 +195,7 @@ impl Command {
             Self::Audit(audit::AuditCommand::Report(_)) => "audit.report",
             Self::Export(export::ExportCommand::Log(log)) => log.action(),
             Self::Import(import) if import.acts() => "log.import",
-            Self::Audit(audit::AuditCommand::Checkpoint { cosigned_by: None }) => "audit.checkpoint",
+            Self::Audit(audit::AuditCommand::Checkpoint { cosigned_by: None, .. }) => "audit.checkpoint",
             Self::Audit(_) | Self::Bot(_) | Self::Budget(_) | Self::Policy(_) | Self::Projections(_) => {
                 return None;
             }

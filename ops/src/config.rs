@@ -15,7 +15,8 @@ mod secret;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use botledger_domain::{
@@ -292,6 +293,9 @@ pub struct Audit {
     pub signing_key: Secret,
     /// File that holds `signing_key`.
     pub signing_key_file: Option<PathBuf>,
+    /// File that keeps the newest signed head where no superuser of the database reaches it. When it is set,
+    /// nothing is signed that does not begin with that head, nor without the file once there is a head.
+    pub kept_head: Option<PathBuf>,
     /// Name of this ledger to everybody outside, and of the key: best a domain of yours with a path, for
     /// example `example.org/ledger`. It stays: a new name is a new log.
     pub origin: String,
@@ -572,6 +576,7 @@ impl Default for Audit {
         Self {
             signing_key: Secret::default(),
             signing_key_file: None,
+            kept_head: None,
             origin: "botledger".to_owned(),
             previous_keys: String::new(),
             witnesses: String::new(),
@@ -699,6 +704,18 @@ impl Audit {
         }
         Ok(read)
     }
+}
+
+/// Refuses a file with a signing key that others on the machine can read.
+///
+/// # Errors
+/// Says what to do.
+pub fn refuse_open_key(path: &Path) -> Result<(), String> {
+    let found = std::fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
+    if found.permissions().mode() & 0o077 != 0 {
+        return Err("is open to others than its owner: `chmod 600` it".to_owned());
+    }
+    Ok(())
 }
 
 /// What stands between commas.

@@ -1,5 +1,8 @@
 //! While the product runs: heads of the ledger are signed, and shown to witnesses.
 
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +11,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use botledger_commands::SystemClock;
 use botledger_domain::Clock;
 use botledger_journal::audit::{
-    Algorithm, Checkpoint, ConsistencyProof, LogKeys, LogTree, Signed, Signer, StoredCheckpoint, VerifierKey,
+    Algorithm, Checkpoint, ConsistencyProof, LogKeys, LogTree, Signed, SignedNote, Signer, StoredCheckpoint,
+    VerifierKey,
 };
 use botledger_projections::ReadPool;
 use reqwest::StatusCode;
@@ -21,6 +25,8 @@ use crate::config::{Config, SIZE_TYPE, WitnessAddress};
 
 /// How long a witness may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a witness may take for the last head, when the process ends.
+const FAREWELL: Duration = Duration::from_secs(3);
 /// Bytes of a witness's answer that are read.
 const LONGEST_ANSWER: usize = 64 * 1024;
 /// Longest pause after a failure.
@@ -44,6 +50,84 @@ pub fn log_keys(config: &Config) -> Result<LogKeys> {
     LogKeys::new(signer, previous).context("audit.previous_keys")
 }
 
+/// Replaces a file whole: after a crash the old one or the new one is there.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn keep(folder: &Path, name: &str, text: &str) -> Result<()> {
+    let (path, fresh) = (folder.join(name), folder.join(format!("{name}.new")));
+    let written = || -> std::io::Result<()> {
+        let mut file = File::create(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, &path)?;
+        File::open(folder)?.sync_all()
+    };
+    written().with_context(|| format!("{} cannot be written", path.display()))
+}
+
+/// The newest signed head in a file outside the database: whoever owns the tables cannot take it back.
+#[derive(Clone)]
+pub struct KeptHead(Option<PathBuf>);
+
+impl KeptHead {
+    /// Where `audit.kept_head` says; nothing is kept when it says nothing.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        Self(config.audit.kept_head.clone())
+    }
+
+    /// The head that is kept. `None` when nothing is to be kept, or nothing has been.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not the log's.
+    pub fn read(&self, keys: &LogKeys) -> Result<Option<Checkpoint>> {
+        let Some(path) = &self.0 else { return Ok(None) };
+        let shown = path.display();
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("{shown} cannot be read")),
+        };
+        let read = || -> Result<Checkpoint> {
+            let note: SignedNote = text.parse()?;
+            note.verify(keys.known())?;
+            Ok(note.text().parse()?)
+        };
+        read().map(Some).with_context(|| {
+            format!("the head in {shown} is not this log's: move it away to begin with --begin")
+        })
+    }
+
+    /// What the next head must begin with, at the start of a process.
+    ///
+    /// # Errors
+    /// When a head should be kept and is not, though the log has signed some.
+    pub async fn believed(&self, keys: &LogKeys, tree: &LogTree) -> Result<Option<Checkpoint>> {
+        let kept = self.read(keys)?;
+        if let (Some(path), None) = (&self.0, &kept)
+            && tree.newest_of(keys).await?.is_some()
+        {
+            bail!(
+                "there is no kept head in {}: bring it back from a backup that is not the database's, or believe the                  heads in the tables with `botledger audit checkpoint --begin`",
+                path.display()
+            );
+        }
+        Ok(kept)
+    }
+
+    /// Keeps a head in place of the one before it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, stored: &StoredCheckpoint) -> Result<()> {
+        let Some(path) = &self.0 else { return Ok(()) };
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let name = path.file_name().context("audit.kept_head names no file")?.to_string_lossy();
+        keep(folder.unwrap_or(Path::new(".")), &name, &stored.note.to_string())
+    }
+}
+
 /// The tasks of a process.
 pub struct Heads(Vec<JoinHandle<()>>);
 
@@ -60,7 +144,14 @@ impl Heads {
         let every = Duration::from_secs(config.audit.checkpoint_interval_s);
         let tree = LogTree::new(pool.clone());
         let (newest, shown) = watch::channel(None);
-        let signing = Signing { tree: tree.clone(), keys: log_keys(config)?, every, newest };
+        let keys = Arc::new(log_keys(config)?);
+        let kept = KeptHead::of(config);
+        if kept.0.is_none() {
+            tracing::warn!(
+                "audit.kept_head is not set: after a restart only the database says which heads were signed"
+            );
+        }
+        let signing = Signing { tree: tree.clone(), keys: keys.clone(), kept, every, newest };
         let mut tasks = vec![tokio::spawn(signing.run(stop.clone()))];
         let witnesses = config.audit.witnesses().map_err(|reason| anyhow!("audit.witnesses {reason}"))?;
         for WitnessAddress { key, url } in witnesses {
@@ -70,13 +161,13 @@ impl Heads {
                 .build()
                 .context("TLS cannot be set up")?;
             let url = format!("{}/add-checkpoint", url.trim_end_matches('/'));
-            let asking = Asking { tree: tree.clone(), http, key, url, every };
+            let asking = Asking { tree: tree.clone(), keys: keys.clone(), http, key, url, every };
             tasks.push(tokio::spawn(asking.run(shown.clone(), stop.clone())));
         }
         Ok(Self(tasks))
     }
 
-    /// Waits for their ends; a last head is signed on the way.
+    /// Waits for their ends; a last head is signed on the way, and shown to the witnesses.
     pub async fn join(self) {
         for task in self.0 {
             // It has nothing to answer.
@@ -90,27 +181,42 @@ type Newest = Option<Arc<StoredCheckpoint>>;
 /// Signs a head as often as it may, while there is something new; of several processes any one does.
 struct Signing {
     tree: LogTree,
-    keys: LogKeys,
+    keys: Arc<LogKeys>,
+    kept: KeptHead,
     every: Duration,
     newest: watch::Sender<Newest>,
 }
 
 impl Signing {
+    /// The newest head, when it is another than what this process has in mind; it has it then, and the file.
+    async fn sign(&self, seen: &mut Option<Checkpoint>) -> Result<Option<StoredCheckpoint>> {
+        if seen.is_none() {
+            *seen = self.kept.believed(&self.keys, &self.tree).await?;
+        }
+        let signed = self.tree.sign(&self.keys, seen.as_ref(), SystemClock.now()).await?;
+        let (Signed::New(stored) | Signed::Unchanged(Some(stored))) = signed else { return Ok(None) };
+        if seen.as_ref() != Some(&stored.checkpoint) {
+            self.kept.write(&stored)?;
+            *seen = Some(stored.checkpoint.clone());
+        }
+        Ok(Some(stored))
+    }
+
     async fn run(self, stop: CancellationToken) {
         let mut seen: Option<Checkpoint> = None;
         let mut trouble = Trouble::default();
         let mut signed = Instant::now();
         loop {
-            let pause = match self.tree.sign(&self.keys, seen.as_ref(), SystemClock.now()).await {
-                Ok(outcome) => {
+            let pause = match self.sign(&mut seen).await {
+                Ok(newest) => {
                     signed = Instant::now();
                     if trouble.over() {
                         tracing::info!("heads of the ledger are signed again");
                     }
-                    if let Signed::New(stored) | Signed::Unchanged(Some(stored)) = outcome {
+                    if let Some(stored) = newest {
                         metrics::gauge!("botledger_checkpoint_size").set(stored.checkpoint.size as f64);
-                        if seen.as_ref() != Some(&stored.checkpoint) {
-                            seen = Some(stored.checkpoint.clone());
+                        let shown = self.newest.borrow().as_ref().map(|shown| shown.checkpoint.size);
+                        if shown != Some(stored.checkpoint.size) {
                             self.newest.send_replace(Some(Arc::new(stored)));
                         }
                     }
@@ -118,7 +224,7 @@ impl Signing {
                 }
                 Err(error) => {
                     metrics::counter!("botledger_checkpoint_failures_total").increment(1);
-                    let error = format!("{:#}", anyhow!(error));
+                    let error = format!("{error:#}");
                     if trouble.is_news(&error) {
                         tracing::error!(%error, "no head of the ledger was signed");
                     }
@@ -141,6 +247,7 @@ impl Signing {
 /// Shows every new head to one witness and keeps what it says (C2SP tlog-witness).
 struct Asking {
     tree: LogTree,
+    keys: Arc<LogKeys>,
     http: reqwest::Client,
     key: VerifierKey,
     url: String,
@@ -178,9 +285,25 @@ impl Asking {
                 _ => None,
             };
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.show_last(newest, known).await,
                 () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
                 changed = newest.changed(), if pause.is_none() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Waits for the head that is signed last, and shows it once.
+    async fn show_last(&self, mut newest: watch::Receiver<Newest>, mut known: Option<u64>) {
+        while newest.changed().await.is_ok() {}
+        let head = newest.borrow().clone();
+        if let Some(head) = head.filter(|head| known != Some(head.checkpoint.size)) {
+            let name = self.key.name();
+            match tokio::time::timeout(FAREWELL, self.show(&head, &mut known)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(witness = name, error = %format!("{error:#}"), "the last head was not cosigned");
+                }
+                Err(_) => tracing::warn!(witness = name, "the last head was not cosigned in time"),
             }
         }
     }
@@ -189,13 +312,20 @@ impl Asking {
     async fn show(&self, head: &StoredCheckpoint, known: &mut Option<u64>) -> Result<()> {
         let size = head.checkpoint.size;
         if known.is_none() {
-            let cosigned = self.tree.newest_cosigned(self.key.name()).await?;
-            *known = Some(cosigned.map_or(0, |cosigned| cosigned.checkpoint.size));
+            // Only where to begin: what nobody can have cosigned here yet counts for nothing.
+            let cosigned = self.tree.newest_cosigned(self.key.name()).await.ok().flatten();
+            let cosigned = cosigned.map(|cosigned| cosigned.checkpoint.size);
+            *known = Some(cosigned.filter(|cosigned| *cosigned <= size).unwrap_or(0));
         }
         // It says itself where it stands when that is elsewhere; then one more try.
         for _ in 0..2 {
             let old = known.unwrap_or(0);
             if old > size {
+                // Another process may have signed and shown a later one.
+                let newest = self.tree.newest_of(&self.keys).await?;
+                if newest.is_some_and(|newest| newest.checkpoint.size >= old) {
+                    return Ok(());
+                }
                 bail!(
                     "it has cosigned a head over {old} events, the newest here covers {size}: THE LEDGER WAS ROLLED BACK"
                 );
@@ -309,6 +439,24 @@ pub fn describe_metrics() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kept_head_reads_back_and_is_believed_only_from_the_log() {
+        let folder = std::env::temp_dir().join(format!("botledger-kept-{}", uuid::Uuid::new_v4()));
+        fs::create_dir_all(&folder).unwrap();
+        let kept = KeptHead(Some(folder.join("head")));
+        let signer = |seed: u8| Signer::new("ledger.example", &[seed; 32], Algorithm::Ed25519).unwrap();
+        let keys = |seed: u8| LogKeys::new(signer(seed), Vec::new()).unwrap();
+        assert!(kept.read(&keys(1)).unwrap().is_none());
+        let checkpoint = Checkpoint { origin: "ledger.example".to_owned(), size: 7, root: [9; 32] };
+        let note = SignedNote::sign(checkpoint.to_string(), &signer(1), 0).unwrap();
+        let stored = StoredCheckpoint { checkpoint, note, signed_at: SystemClock.now() };
+        kept.write(&stored).unwrap();
+        assert_eq!(kept.read(&keys(1)).unwrap(), Some(stored.checkpoint));
+        assert!(kept.read(&keys(2)).unwrap_err().to_string().contains("not this log's"));
+        assert!(KeptHead(None).read(&keys(1)).unwrap().is_none());
+        fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn a_failure_is_told_once_and_asked_about_ever_more_seldom() {

@@ -350,7 +350,8 @@ impl ProjectionChangeInput {
             }
             Err(error) => match error.code() {
                 Some(code) => {
-                    note(&scope, action, "refused", serde_json::json!({ "name": self.name, "code": code })).await;
+                    note(&scope, action, "refused", serde_json::json!({ "name": self.name, "code": code }))
+                        .await;
                     refused(UserError::new(code, error.to_string()))
                 }
                 None => Err(ApiError::unavailable(error)),

@@ -12,11 +12,12 @@ use botledger_commands::SystemClock;
 use botledger_domain::leaf::Leaf;
 use botledger_domain::{Clock, Position, RecordedEvent};
 use botledger_journal::audit::{
-    Algorithm, Checkpoint, Finding, LogTree, Signed, SignedNote, StoredCheckpoint, VerifierKey, Witnessed,
-    origin_of,
+    Algorithm, Checkpoint, Finding, LogTree, Signed, SignedNote, StoredCheckpoint, TreeError, VerifierKey,
+    Witnessed, origin_of,
 };
 use botledger_local::progress::say;
 use botledger_projections::{EventFilter, LogReader, Page, ReadPool};
+use chrono::{DateTime, SecondsFormat};
 use clap::Subcommand;
 use serde_json::json;
 
@@ -24,7 +25,7 @@ use super::Settings;
 use super::shell::Told;
 use super::witness::WitnessCommand;
 use crate::config::Config;
-use crate::heads::log_keys;
+use crate::heads::{KeptHead, log_keys};
 use crate::platform::answering_pool;
 
 /// Events fetched at once.
@@ -39,6 +40,10 @@ pub enum AuditCommand {
         /// Sign nothing: print the newest one that this witness has cosigned
         #[arg(long, value_name = "NAME")]
         cosigned_by: Option<String>,
+        /// Begin a new log under a new `audit.origin`, or believe the heads in the tables where the file
+        /// `audit.kept_head` is lost
+        #[arg(long, conflicts_with = "cosigned_by")]
+        begin: bool,
     },
     /// Print the proof that an event is in the ledger, as a C2SP tlog-proof
     Prove {
@@ -68,6 +73,9 @@ pub enum AuditCommand {
         /// stored one that it did; may be given several times
         #[arg(long, value_name = "KEY")]
         witness: Vec<VerifierKey>,
+        /// How old a witness's newest cosignature may be when events follow it, in seconds
+        #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
+        max_lag: u64,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -104,13 +112,13 @@ impl AuditCommand {
         let tree = LogTree::new(pool.clone());
         match this {
             Self::Key | Self::Report(_) | Self::Witness(_) => {}
-            Self::Checkpoint { cosigned_by: Some(witness) } => {
+            Self::Checkpoint { cosigned_by: Some(witness), .. } => {
                 let cosigned = tree.newest_cosigned(&witness).await?;
                 let cosigned = cosigned.with_context(|| format!("{witness} has cosigned no checkpoint"))?;
                 print(&cosigned.note.to_string());
             }
-            Self::Checkpoint { cosigned_by: None } => {
-                let stored = match tree.sign(&log_keys(&config)?, None, SystemClock.now()).await? {
+            Self::Checkpoint { cosigned_by: None, begin } => {
+                let stored = match sign(&config, &tree, begin).await? {
                     Signed::New(stored) | Signed::Unchanged(Some(stored)) => stored,
                     Signed::Unchanged(None) => bail!("the ledger is empty: there is nothing to sign"),
                     Signed::Busy => newest(&tree).await?,
@@ -128,8 +136,8 @@ impl AuditCommand {
                 let (old, new) = (at(&tree, old).await?, at(&tree, new).await?);
                 print(&tree.consistency(&old.checkpoint, &new).await?.to_string());
             }
-            Self::Verify { checkpoint, key, witness, json } => {
-                let believed = Believed::new(&config, key, witness)?;
+            Self::Verify { checkpoint, key, witness, max_lag, json } => {
+                let believed = Believed { max_lag, ..Believed::new(&config, key, witness)? };
                 return verify(&believed, &tree, &checkpoint, json).await;
             }
             Self::Export { folder } => export(&config, &tree, pool, &folder).await?,
@@ -141,6 +149,29 @@ impl AuditCommand {
 /// Files of these formats end in one newline, which `say` adds.
 fn print(text: &str) {
     say(text.strip_suffix('\n').unwrap_or(text));
+}
+
+/// Signs what is there, behind the head that is kept outside the database.
+async fn sign(config: &Config, tree: &LogTree, begin: bool) -> Result<Signed> {
+    let (keys, kept, now) = (log_keys(config)?, KeptHead::of(config), SystemClock.now());
+    let signed = if begin {
+        if kept.read(&keys)?.is_some() {
+            bail!("a head of this log is kept already: leave out --begin");
+        }
+        match tree.begin(&keys, now).await {
+            Err(TreeError::Begun { .. }) if config.audit.kept_head.is_some() => {
+                tree.sign(&keys, None, now).await?
+            }
+            signed => signed?,
+        }
+    } else {
+        let seen = kept.believed(&keys, tree).await?;
+        tree.sign(&keys, seen.as_ref(), now).await?
+    };
+    if let Signed::New(stored) | Signed::Unchanged(Some(stored)) = &signed {
+        kept.write(stored)?;
+    }
+    Ok(signed)
 }
 
 async fn newest(tree: &LogTree) -> Result<StoredCheckpoint> {
@@ -156,6 +187,32 @@ async fn at(tree: &LogTree, size: u64) -> Result<StoredCheckpoint> {
 struct Believed {
     log: Vec<VerifierKey>,
     witnesses: Vec<VerifierKey>,
+    /// Seconds that a witness's newest cosignature may be old when events follow it.
+    max_lag: u64,
+}
+
+/// What a witness has said last.
+#[derive(serde::Serialize)]
+struct LastWord {
+    witness: String,
+    /// Events under the head.
+    size: u64,
+    /// Seconds since the Unix epoch, by the witness's clock.
+    signed_at: u64,
+}
+
+impl LastWord {
+    /// Why it says too little about a ledger of so many events: whoever has database and key can keep an old
+    /// word and write anew what follows it.
+    fn too_old(&self, events: u64, now: u64, max_lag: u64) -> Option<String> {
+        let lag = now.saturating_sub(self.signed_at);
+        (events > self.size && lag > max_lag).then(|| {
+            format!(
+                "its last word covers {} of {events} events and is {lag} seconds old, more than {max_lag}: what follows is only the log's word",
+                self.size
+            )
+        })
+    }
 }
 
 impl Believed {
@@ -170,7 +227,7 @@ impl Believed {
         if let Some(other) = witnesses.iter().find(|key| key.algorithm() != Algorithm::Cosignature) {
             bail!("--witness {other} is no key of a witness");
         }
-        Ok(Self { log, witnesses })
+        Ok(Self { log, witnesses, max_lag: 0 })
     }
 
     fn origin(&self) -> &str {
@@ -201,12 +258,20 @@ async fn verify(believed: &Believed, tree: &LogTree, files: &[PathBuf], as_json:
         let checkpoint = believed.read(&note).with_context(|| format!("{name} must not be believed"))?;
         kept.push(Witnessed { checkpoint, kept: name });
     }
-    let mut unwitnessed = Vec::new();
+    let (mut unwitnessed, mut said) = (Vec::new(), Vec::new());
     for witness in believed.witnesses.iter().filter(|_| files.is_empty()) {
         let cosigned = match tree.newest_cosigned(witness.name()).await? {
             Some(stored) => {
-                let only = Believed { log: believed.log.clone(), witnesses: vec![witness.clone()] };
-                only.read(&stored.note).map_err(|error| format!("{error:#}"))
+                let only =
+                    Believed { log: believed.log.clone(), witnesses: vec![witness.clone()], max_lag: 0 };
+                only.read(&stored.note).map_err(|error| format!("{error:#}")).inspect(|head| {
+                    let signed = stored.note.verify(std::slice::from_ref(witness)).unwrap_or_default();
+                    said.push(LastWord {
+                        witness: witness.name().to_owned(),
+                        size: head.size,
+                        signed_at: signed.first().and_then(|signed| signed.signed_at).unwrap_or(0),
+                    });
+                })
             }
             None => Err("none is stored".to_owned()),
         };
@@ -228,10 +293,21 @@ async fn verify(believed: &Believed, tree: &LogTree, files: &[PathBuf], as_json:
         }
     };
     let mut verdict = tree.verify(&believed.log, Some(believed.origin()), kept, progress).await?;
+    let now = SystemClock.now().timestamp().unsigned_abs();
+    for word in &said {
+        if let Some(reason) = word.too_old(verdict.events, now, believed.max_lag) {
+            unwitnessed.push(Finding::Unwitnessed { witness: word.witness.clone(), reason });
+        }
+    }
     unwitnessed.into_iter().for_each(|finding| verdict.add(finding));
     if as_json {
-        say(json!({ "holds": verdict.holds(), "verdict": verdict }).to_string());
+        say(json!({ "holds": verdict.holds(), "verdict": verdict, "witnesses": said }).to_string());
     } else {
+        for LastWord { witness, size, signed_at } in &said {
+            let at = i64::try_from(*signed_at).ok().and_then(|at| DateTime::from_timestamp(at, 0));
+            let at = at.unwrap_or_default().to_rfc3339_opts(SecondsFormat::Secs, true);
+            say(format!("{witness} has cosigned the first {size} events at {at}"));
+        }
         for finding in &verdict.findings {
             say(finding.to_string());
         }
@@ -305,4 +381,17 @@ fn leaf_line(event: &RecordedEvent) -> String {
         "leaf_hash": hex::encode(leaf.hash()),
     })
     .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_word_of_a_witness_says_nothing_about_what_follows_it() {
+        let word = LastWord { witness: "w".to_owned(), size: 10, signed_at: 1_000 };
+        assert!(word.too_old(5_000, 4_601, 3_600).is_some_and(|reason| reason.contains("10 of 5000")));
+        assert_eq!(word.too_old(5_000, 4_600, 3_600), None, "as young as is allowed");
+        assert_eq!(word.too_old(10, 1_000_000, 3_600), None, "nothing follows");
+    }
 }

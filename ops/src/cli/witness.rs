@@ -2,8 +2,8 @@
 //! ledger has signed (C2SP tlog-witness). It has no connection to the ledger's database.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
@@ -23,13 +23,17 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use super::Settings;
-use crate::config::{SIZE_TYPE, Secret};
+use crate::config::{SIZE_TYPE, Secret, refuse_open_key};
+use crate::heads::keep;
 use crate::telemetry::start_logging;
 
 /// Signatures that quantum computers do not break are some kilobytes each.
 const LONGEST_REQUEST: usize = 256 * 1024;
-/// Signed heads that were refused, kept as evidence.
+/// Signed heads that were refused, kept as evidence: forks, and apart from them what was never proved.
 const MOST_EVIDENCE: usize = 100;
+const MOST_UNPROVED: usize = 1_000;
+/// What the names of the latter begin with.
+const UNPROVED: &str = "unproved-";
 
 #[derive(Clone, Debug, Args)]
 pub struct WitnessCommand {
@@ -63,6 +67,7 @@ impl WitnessCommand {
     /// When keys or state must not be used, or the address is taken.
     pub async fn run(self, settings: Settings) -> Result<u8> {
         let shown = self.key_file.display();
+        refuse_open_key(&self.key_file).map_err(|reason| anyhow::anyhow!("{shown} {reason}"))?;
         let secret = fs::read_to_string(&self.key_file).with_context(|| format!("{shown} cannot be read"))?;
         let seed = Secret::new(secret.trim()).key().map_err(|reason| anyhow::anyhow!("{shown} {reason}"))?;
         let signer = Signer::new(&self.name, &seed, Algorithm::Cosignature)?;
@@ -145,40 +150,57 @@ impl Desk {
         let (checkpoint, note) = match self.witness.judge(self.known.as_ref(), &shown, now) {
             Ok(cosigned) => cosigned,
             Err(refusal) => {
-                if let Refusal::Fork { size } | Refusal::Inconsistent { size, .. } = refusal {
-                    self.keep_evidence(size, &shown.checkpoint, request)?;
+                match refusal {
+                    Refusal::Fork { .. } | Refusal::Inconsistent { .. } => {
+                        // Once a head: whoever has it can send it again and again.
+                        if self.keep_evidence("", MOST_EVIDENCE, &shown.checkpoint, request)? {
+                            tracing::error!("{refusal}; it is kept in the folder `refused`");
+                        }
+                    }
+                    // Another process of the log may be ahead, or this is another history: as long as the
+                    // head is not proved, it is kept.
+                    Refusal::Conflict { .. } => {
+                        self.keep_evidence(UNPROVED, MOST_UNPROVED, &shown.checkpoint, request)?;
+                    }
+                    _ => {}
                 }
                 return Ok(Err(refusal));
             }
         };
         keep(&self.folder, "cosigned", &note.to_string())?;
+        // Proved now.
+        for kind in ["", UNPROVED] {
+            fs::remove_file(self.folder.join("refused").join(evidence(kind, &checkpoint))).ok();
+        }
         self.known = Some(checkpoint.clone());
         let line = note.lines_of(std::slice::from_ref(self.witness.verifier()))?;
         Ok(Ok((checkpoint, line)))
     }
 
-    fn keep_evidence(&self, size: u64, note: &SignedNote, request: &str) -> Result<()> {
+    /// Whether it is new: kept, or one too many. The head that was cosigned last is no evidence.
+    fn keep_evidence(&self, kind: &str, most: usize, note: &SignedNote, request: &str) -> Result<bool> {
+        let shown: Checkpoint = note.text().parse()?;
         let folder = self.folder.join("refused");
         fs::create_dir_all(&folder)?;
-        if fs::read_dir(&folder)?.count() < MOST_EVIDENCE {
-            let root = note.text().parse::<Checkpoint>()?.root;
-            keep(&folder, &format!("{size}-{}", hex::encode(&root[..8])), request)?;
+        let name = evidence(kind, &shown);
+        if self.known.as_ref() == Some(&shown) || folder.join(&name).exists() {
+            return Ok(false);
         }
-        Ok(())
+        let mut kept = 0;
+        for entry in fs::read_dir(&folder)? {
+            let unproved = entry?.file_name().to_string_lossy().starts_with(UNPROVED);
+            kept += usize::from(unproved == (kind == UNPROVED));
+        }
+        if kept < most {
+            keep(&folder, &name, request)?;
+        }
+        Ok(true)
     }
 }
 
-/// Replaces a file whole: after a crash the old one or the new one is there.
-fn keep(folder: &Path, name: &str, text: &str) -> Result<()> {
-    let (path, fresh) = (folder.join(name), folder.join(format!("{name}.new")));
-    let written = || -> std::io::Result<()> {
-        let mut file = File::create(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&fresh, &path)?;
-        File::open(folder)?.sync_all()
-    };
-    written().with_context(|| format!("{} cannot be written", path.display()))
+/// Name of a refused head's file.
+fn evidence(kind: &str, head: &Checkpoint) -> String {
+    format!("{kind}{}-{}", head.size, hex::encode(&head.root[..8]))
 }
 
 async fn add_checkpoint(State(desk): State<Arc<Mutex<Desk>>>, request: String) -> Response {
@@ -212,14 +234,9 @@ fn refused(refusal: &Refusal) -> Response {
             (StatusCode::CONFLICT, SIZE_TYPE)
         }
         Refusal::Fork { .. } => (StatusCode::CONFLICT, kind),
-        Refusal::Inconsistent { .. } => (StatusCode::UNPROCESSABLE_ENTITY, kind),
+        Refusal::Inconsistent { .. } | Refusal::NoProof => (StatusCode::UNPROCESSABLE_ENTITY, kind),
     };
-    match refusal {
-        Refusal::Fork { .. } | Refusal::Inconsistent { .. } => {
-            tracing::error!("{refusal}; it is kept in the folder `refused`");
-        }
-        _ => tracing::warn!("{refusal}"),
-    }
+    tracing::warn!("{refusal}");
     (status, [(header::CONTENT_TYPE, kind)], said).into_response()
 }
 
@@ -234,6 +251,8 @@ async fn checkpoint(State(desk): State<Arc<Mutex<Desk>>>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn folder() -> PathBuf {
@@ -284,6 +303,19 @@ mod tests {
         assert_eq!(desk.add(&fork, 8).unwrap(), Err(Refusal::Fork { size: 1 }));
         assert_eq!(fs::read_to_string(folder.join("refused/1-0202020202020202")).unwrap(), fork);
         assert!(fs::read_to_string(folder.join("cosigned")).unwrap().contains("AQEBAQEB"));
+        // A head that starts elsewhere proves nothing yet, and is kept until something does.
+        let early = shown(1).replacen("ledger.example\n1\n", "ledger.example\n2\n", 1);
+        assert!(matches!(desk.add(&early, 8).unwrap(), Err(Refusal::NotSigned(_))));
+        let later = Checkpoint { origin: "ledger.example".to_owned(), size: 7, root: [3; 32] };
+        let later = SignedNote::sign(later.to_string(), &log(), 0).unwrap();
+        let later = ConsistencyProof { old: 4, hashes: Vec::new(), checkpoint: later }.to_string();
+        assert_eq!(desk.add(&later, 8).unwrap(), Err(Refusal::Conflict { known: 1, old: 4 }));
+        assert!(folder.join("refused/unproved-7-0303030303030303").exists());
+        // Nobody makes evidence of the head that was cosigned.
+        let public = shown(1).replacen("old 0\n", &format!("old 1\n{}\n", "A".repeat(43) + "="), 1);
+        assert_eq!(desk.add(&public, 8).unwrap(), Err(Refusal::NoProof));
+        assert_eq!(desk.add(&shown(1), 8).unwrap(), Err(Refusal::Conflict { known: 1, old: 0 }));
+        assert_eq!(fs::read_dir(folder.join("refused")).unwrap().count(), 2);
         // The same head again is cosigned again, with the time of now.
         let again = desk.add(&shown(1).replacen("old 0", "old 1", 1), 9).unwrap();
         assert!(again.is_ok(), "{again:?}");

@@ -260,6 +260,10 @@ impl Layers {
                     )));
                 }
             }
+            if *key == "audit.signing_key" {
+                super::refuse_open_key(path.as_ref())
+                    .map_err(|reason| ConfigError(format!("{twin}: {path} {reason}")))?;
+            }
             let text = std::fs::read_to_string(&path)
                 .map_err(|error| ConfigError(format!("{twin}: {path} cannot be read: {error}")))?;
             self.set(key, Value::String(text.trim().to_owned()), Origin::SecretFile(path.into()))?;
@@ -453,6 +457,18 @@ mod tests {
         assert_eq!(origin(&loaded, "database.url"), Origin::SecretFile(path.clone()));
         let ours = [("BOTLEDGER_DATABASE__URL", "postgres://ours"), ("BOTLEDGER_DATABASE__URL_FILE", twin)];
         assert!(from_env(&ours).read().unwrap_err().0.contains("keep one"));
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_signing_key_that_others_can_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let path = file("signing-key", &"7".repeat(64));
+        let twin = [("BOTLEDGER_AUDIT__SIGNING_KEY_FILE", path.to_str().unwrap())];
+        for (mode, fits) in [(0o644, false), (0o640, false), (0o600, true), (0o400, true)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(from_env(&twin).read().is_ok(), fits, "{mode:o}");
+        }
         std::fs::remove_file(path).unwrap();
     }
 

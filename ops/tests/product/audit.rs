@@ -2,6 +2,7 @@
 //! witness, and a superuser at the tables.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -90,6 +91,7 @@ impl Witness {
         fs::remove_dir_all(&folder).ok();
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("key"), botledger_local::secrets::random_secret()).unwrap();
+        fs::set_permissions(folder.join("key"), fs::Permissions::from_mode(0o600)).unwrap();
         let address = free_address().unwrap();
         let named = ["audit", "witness", "--name", WITNESS, "--key-file", "key"].map(str::to_owned);
         let output = Self::command(house, &folder, &named).arg("--print-key").output().unwrap();
@@ -324,9 +326,12 @@ async fn an_auditors_hour(pool: PgPool) {
     witness.start(&house, &[]).await;
     let product = house.serve(&[("BOTLEDGER_AUDIT__WITNESSES", &witness.setting())]).await;
     until("the product says that its witness has not cosigned", async || {
-        house.log().contains("has not cosigned") && house.log().contains("WRITTEN ANEW")
+        let log = house.log();
+        log.contains("has not cosigned") && (log.contains("WRITTEN ANEW") || log.contains("FORK"))
     })
     .await;
+    let refused = fs::read_dir(witness.folder.join("state/refused")).unwrap();
+    assert!(refused.count() > 0, "the witness keeps what was signed of another history");
     product.stop().await;
     assert_eq!(witness.newest().await, last);
     let verdict = verify(&[]).await;
@@ -418,4 +423,27 @@ async fn programs_of_others_verify_what_is_exported_and_refuse_every_changed_bit
     let refused = house.run(&["audit", "verify", "--checkpoint", "other"]).await;
     assert!(!refused.status.success());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("of the log other.example"), "{refused:?}");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_head_kept_outside_the_database_outlives_a_superuser_and_a_restart(pool: PgPool) {
+    let house = House::build(pool, Partners::default()).await;
+    let product = house.serve(&[]).await;
+    house.open_with_bot(BOT).await;
+    product.stop().await;
+    house.told(&["audit", "checkpoint"]).await;
+    let kept = ["audit", "checkpoint", "--set", "audit.kept_head=head"];
+    let refused = house.run(&kept).await;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("--begin"), "{said}");
+    let head = house.told(&[&kept[..], &["--begin"]].concat()).await;
+    assert_eq!(fs::read_to_string(house.folder.join("head")).unwrap(), head);
+    assert_eq!(house.told(&kept).await, head);
+    let change = "UPDATE events SET event_version = '1.1' WHERE position = 1";
+    let rehash = "UPDATE events SET leaf_hash = event_leaf_hash(position, (extract(epoch FROM recorded_at) * 1000000)::bigint,
+            sequence, aggregate_type, aggregate_id, event_type, event_version, payload::text, metadata::text)";
+    tamper(&house.pool, &[change, rehash, "DELETE FROM log_checkpoints", "DELETE FROM log_tiles"]).await;
+    let refused = house.run(&kept).await;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("do not give the head"), "{said}");
 }

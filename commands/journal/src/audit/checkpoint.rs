@@ -11,7 +11,7 @@ use super::note::{MalformedNote, SignedNote, decode, encode};
 const MOST_HASHES: usize = 64;
 
 /// Which log, how many leaves, and the head over them. Text: origin, size and root in base64, a line
-/// each. Extension lines, which C2SP discourages, are refused.
+/// each. Extension lines, which C2SP discourages, are read over; a note's signatures are taken over them too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
     /// Name of the log, one line.
@@ -51,9 +51,9 @@ impl FromStr for Checkpoint {
     fn from_str(text: &str) -> Result<Self, MalformedCheckpoint> {
         let wrong = MalformedCheckpoint::Text("origin, size and root, a line each");
         let lines: Vec<&str> = text.strip_suffix('\n').ok_or(wrong)?.split('\n').collect();
-        let [origin, size, root] = lines[..] else { return Err(wrong) };
+        let [origin, size, root, ref extensions @ ..] = lines[..] else { return Err(wrong) };
         let (size, root) = (number(size).ok_or(wrong)?, hash(root).ok_or(wrong)?);
-        if origin.is_empty() {
+        if origin.is_empty() || extensions.iter().any(|line| line.is_empty()) {
             return Err(wrong);
         }
         Ok(Self { origin: origin.to_owned(), size, root })
@@ -176,6 +176,7 @@ mod tests {
         let text = checkpoint().to_string();
         assert_eq!(text, "ledger.example\n3\nCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=\n");
         assert_eq!(text.parse(), Ok(checkpoint()));
+        assert_eq!(format!("{text}extension\nmore\n").parse(), Ok(checkpoint()));
         for bad in [
             text.replace("\n3\n", "\n03\n"),
             text.replace("\n3\n", "\n+3\n"),
@@ -184,7 +185,8 @@ mod tests {
             text.replace("ledger.example", ""),
             text.replace("k=", "l="),
             text.replace("CQkJ", ""),
-            format!("{text}extension\n"),
+            format!("{text}extension\n\n"),
+            format!("{text}\n"),
             text.trim_end().to_owned(),
             String::new(),
         ] {

@@ -1,8 +1,15 @@
 //! Tiles, checkpoints and proofs over the ledger in the database.
 
-use std::ops::Range;
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
 
-use botledger_domain::merkle::{self, Hash, Node};
+use botledger_domain::merkle::{self, Frontier, Hash, Node};
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, PgTransaction};
 
@@ -15,10 +22,10 @@ use super::{
 pub(super) const TILE: u64 = 256;
 /// Two to this power are in a tile.
 const TILE_HEIGHT: u32 = 8;
-/// Tiles filled by one statement.
-const TILES_AT_ONCE: u64 = 64;
-/// Levels of tiles that positions can fill.
-const LEVELS: i16 = 8;
+/// Tiles filled by one statement, and read at once to be filled.
+const TILES_AT_ONCE: usize = 64;
+/// Stored heads looked at by one statement.
+const HEADS_AT_ONCE: i64 = 100;
 /// Held by whoever signs; one below it is the ledger's own.
 const SIGNING_LOCK: i64 = 7_209_065_212;
 
@@ -44,9 +51,9 @@ pub enum TreeError {
         /// Of the checkpoint.
         size: u64,
     },
-    /// The newest stored head carries no signature of the log.
+    /// There are stored heads, and none carries a signature of the log.
     #[error(
-        "the newest stored checkpoint, over {size} events, is not the log's ({source}): no head will follow it. After a change of keys the old public key belongs into `audit.previous_keys`"
+        "no stored checkpoint is the log's, and not the newest, over {size} events ({source}): no head will follow it. After a change of keys the old public key belongs into `audit.previous_keys`"
     )]
     Forged {
         /// Of the row.
@@ -65,9 +72,33 @@ pub enum TreeError {
         /// From 0.
         number: u64,
     },
+    /// A stored tile is not what the events below it give.
+    #[error(
+        "tile {number} of level {level} of the stored tree is not what the events give: nothing is signed until the owner has emptied `log_tiles`, which is filled again"
+    )]
+    Tile {
+        /// 0 for leaves.
+        level: i16,
+        /// From 0.
+        number: u64,
+    },
+    /// A log that has begun does not begin.
+    #[error("this log has begun already: its newest head covers {size} events")]
+    Begun {
+        /// Of the head.
+        size: u64,
+    },
+    /// A row that is not ours stands where the next head belongs.
+    #[error(
+        "somebody has stored another head over {size} events: the next one is signed with the next event; see `botledger audit verify`"
+    )]
+    Taken {
+        /// Of the row.
+        size: u64,
+    },
     /// A log keeps its name.
     #[error(
-        "this log is {was}: `audit.origin` must stay that, because a new name is a new log to everybody outside"
+        "this log is {was}: `audit.origin` must stay that, because a new name is a new log to everybody outside; after a real loss `botledger audit checkpoint --begin` begins one"
     )]
     OtherOrigin {
         /// In the newest checkpoint.
@@ -132,6 +163,18 @@ impl LogKeys {
     pub fn origin(&self) -> &str {
         self.signer.verifier().name()
     }
+
+    /// A stored head that is the log's own.
+    fn own(&self, row: &CheckpointRow) -> Result<StoredCheckpoint, TreeError> {
+        let size = row.size.unsigned_abs();
+        let stored = row.read().map_err(|source| TreeError::Malformed { size, source })?;
+        if stored.checkpoint.origin != self.origin() {
+            return Err(TreeError::OtherOrigin { was: stored.checkpoint.origin });
+        }
+        // Otherwise a head put there by somebody else would give their history our signature.
+        stored.note.verify(&self.known).map_err(|source| TreeError::Forged { size, source })?;
+        Ok(stored)
+    }
 }
 
 /// What came of a try to sign.
@@ -169,11 +212,15 @@ impl CheckpointRow {
     /// The note says what counts; the columns beside it are for looking up.
     pub(super) fn read(&self) -> Result<StoredCheckpoint, MalformedCheckpoint> {
         let mut note: SignedNote = self.note.parse()?;
-        for line in &self.cosignatures {
-            // Lines that are none count as little as those of strangers.
-            note = note.clone().with_signatures(line).unwrap_or(note);
-        }
         let checkpoint: Checkpoint = note.text().parse()?;
+        let own = format!("\u{2014} {} ", checkpoint.origin);
+        for line in &self.cosignatures {
+            // Nobody's line speaks for the log. Lines that are none count as little as those of strangers.
+            let one = line.find('\n') == line.len().checked_sub(1) && !line.starts_with(&own);
+            if one {
+                note = note.clone().with_signatures(line).unwrap_or(note);
+            }
+        }
         if checkpoint.size != self.size.unsigned_abs() || checkpoint.root[..] != self.root {
             return Err(MalformedCheckpoint::Text("what the columns beside it say"));
         }
@@ -185,18 +232,21 @@ impl CheckpointRow {
 #[derive(Clone)]
 pub struct LogTree {
     pub(super) pool: PgPool,
+    /// Size of the foreign head that was told last, so that it is told once.
+    foreign: Arc<AtomicI64>,
 }
 
 impl LogTree {
     /// Over the ledger that the pool's connections see.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool, foreign: Arc::new(AtomicI64::new(0)) }
     }
 
     /// Signs a head over all events that are there, after making sure that they begin with those of the
     /// newest one, which must be the log's own, and with those of `seen`: a head that this process has
-    /// in mind, whatever the tables say today. Durable when it returns, and so are the events.
+    /// in mind, whatever the tables say today. Stored heads that are not the log's are stepped over when there
+    /// is one to follow. Durable when it returns, and so are the events.
     ///
     /// # Errors
     /// See [`TreeError`]; nothing was signed.
@@ -206,8 +256,27 @@ impl LogTree {
         seen: Option<&Checkpoint>,
         now: DateTime<Utc>,
     ) -> Result<Signed, TreeError> {
+        self.try_to_sign(keys, seen, false, now).await
+    }
+
+    /// The same where no head is to be followed: a new log begins under the name of `keys`, whatever other
+    /// heads are stored. One of that log must not be there yet.
+    ///
+    /// # Errors
+    /// See [`TreeError`]; nothing was signed.
+    pub async fn begin(&self, keys: &LogKeys, now: DateTime<Utc>) -> Result<Signed, TreeError> {
+        self.try_to_sign(keys, None, true, now).await
+    }
+
+    async fn try_to_sign(
+        &self,
+        keys: &LogKeys,
+        seen: Option<&Checkpoint>,
+        begin: bool,
+        now: DateTime<Utc>,
+    ) -> Result<Signed, TreeError> {
         let mut tx = self.pool.begin().await?;
-        let signed = sign_in_tx(&mut tx, keys, seen, now).await;
+        let signed = self.sign_in_tx(&mut tx, keys, seen, begin, now).await;
         // Not by dropping: the lock would be held until the connection is used again.
         match signed {
             Ok(_) => tx.commit().await?,
@@ -216,12 +285,72 @@ impl LogTree {
         signed
     }
 
-    /// The newest checkpoint.
+    /// The newest checkpoint over events that are there, by what its table says.
     ///
     /// # Errors
     /// When the database fails or it is damaged.
     pub async fn newest(&self) -> Result<Option<StoredCheckpoint>, TreeError> {
-        newest(&mut *self.pool.acquire().await?).await
+        let row = sqlx::query_as!(
+            CheckpointRow,
+            r#"SELECT size, root, note, signed_at,
+                ARRAY(SELECT line FROM log_cosignatures w
+                      WHERE w.size = c.size AND starts_with(line, '— ' || witness || ' ') ORDER BY witness) AS "cosignatures!"
+             FROM log_checkpoints c WHERE size <= (SELECT max(position) FROM events) ORDER BY size DESC LIMIT 1"#,
+        );
+        read(row.fetch_optional(&self.pool).await?)
+    }
+
+    /// The newest checkpoint that is the log's own; those of others are stepped over.
+    ///
+    /// # Errors
+    /// When the database fails, or there are checkpoints and none is the log's.
+    pub async fn newest_of(&self, keys: &LogKeys) -> Result<Option<StoredCheckpoint>, TreeError> {
+        self.own(&mut *self.pool.acquire().await?, keys).await
+    }
+
+    async fn own(
+        &self,
+        connection: &mut PgConnection,
+        keys: &LogKeys,
+    ) -> Result<Option<StoredCheckpoint>, TreeError> {
+        let (mut upto, mut newest, mut foreign) = (i64::MAX, None, None);
+        loop {
+            let rows = sqlx::query_as!(
+                CheckpointRow,
+                r#"SELECT size, root, note, signed_at, '{}'::text[] AS "cosignatures!"
+                 FROM log_checkpoints WHERE size <= $1 ORDER BY size DESC LIMIT $2"#,
+                upto,
+                HEADS_AT_ONCE,
+            )
+            .fetch_all(&mut *connection)
+            .await?;
+            let Some(last) = rows.last() else { break };
+            upto = last.size - 1;
+            for row in &rows {
+                let reason = match keys.own(row) {
+                    Ok(stored) => {
+                        newest = Some(stored);
+                        break;
+                    }
+                    // A log that ended under another name is nobody's attack once this one has begun.
+                    Err(reason @ TreeError::OtherOrigin { .. }) => reason,
+                    Err(reason) => {
+                        if self.foreign.swap(row.size, Ordering::Relaxed) != row.size {
+                            tracing::error!(error = %reason, size = row.size, "a stored head is not the log's");
+                        }
+                        reason
+                    }
+                };
+                foreign.get_or_insert(reason);
+            }
+            if newest.is_some() {
+                break;
+            }
+        }
+        match (newest, foreign) {
+            (None, Some(reason)) => Err(reason),
+            (newest, _) => Ok(newest),
+        }
     }
 
     /// The checkpoint over exactly so many events.
@@ -232,7 +361,8 @@ impl LogTree {
         let row = sqlx::query_as!(
             CheckpointRow,
             r#"SELECT size, root, note, signed_at,
-                ARRAY(SELECT line FROM log_cosignatures w WHERE w.size = c.size ORDER BY witness) AS "cosignatures!"
+                ARRAY(SELECT line FROM log_cosignatures w
+                      WHERE w.size = c.size AND starts_with(line, '— ' || witness || ' ') ORDER BY witness) AS "cosignatures!"
              FROM log_checkpoints c WHERE size = $1"#,
             number(size),
         );
@@ -310,65 +440,75 @@ impl LogTree {
     }
 }
 
-async fn sign_in_tx(
-    tx: &mut PgTransaction<'_>,
-    keys: &LogKeys,
-    seen: Option<&Checkpoint>,
-    now: DateTime<Utc>,
-) -> Result<Signed, TreeError> {
-    // A head that was told must outlive a crash, whatever the role's setting; flushing it flushes the
-    // events before it, which may have been seen before they were durable.
-    sqlx::query!("SET LOCAL synchronous_commit = on").execute(&mut **tx).await?;
-    let alone = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "alone!""#, SIGNING_LOCK)
-        .fetch_one(&mut **tx)
+impl LogTree {
+    async fn sign_in_tx(
+        &self,
+        tx: &mut PgTransaction<'_>,
+        keys: &LogKeys,
+        seen: Option<&Checkpoint>,
+        begin: bool,
+        now: DateTime<Utc>,
+    ) -> Result<Signed, TreeError> {
+        // A head that was told must outlive a crash, whatever the role's setting; flushing it flushes the
+        // events before it, which may have been seen before they were durable.
+        sqlx::query!("SET LOCAL synchronous_commit = on").execute(&mut **tx).await?;
+        let alone = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "alone!""#, SIGNING_LOCK)
+            .fetch_one(&mut **tx)
+            .await?;
+        if !alone {
+            return Ok(Signed::Busy);
+        }
+        let newest =
+            match self.own(tx, keys).await {
+                Err(
+                    TreeError::Forged { .. } | TreeError::Malformed { .. } | TreeError::OtherOrigin { .. },
+                ) if begin || seen.is_some() => None,
+                Ok(Some(newest)) if begin => {
+                    return Err(TreeError::Begun { size: newest.checkpoint.size });
+                }
+                newest => newest?,
+            };
+        let size = head(tx).await?;
+        let known = newest.as_ref().map_or(0, |newest| newest.checkpoint.size);
+        let earlier = newest.as_ref().map(|newest| &newest.checkpoint);
+        for Checkpoint { size: earlier, .. } in earlier.into_iter().chain(seen) {
+            if size < *earlier {
+                return Err(TreeError::Truncated { head: size, size: *earlier });
+            }
+        }
+        if size == known && earlier == seen && filled(tx, size).await? {
+            return Ok(Signed::Unchanged(newest));
+        }
+        let base = earlier.into_iter().chain(seen).max_by_key(|head| head.size);
+        let grown = grow(tx, base, size).await?;
+        fill(tx, &grown.tiles).await?;
+        for head in earlier.into_iter().chain(seen).filter(|head| Some(*head) != base) {
+            if range_hash(tx, 0..head.size).await? != head.root {
+                return Err(TreeError::Rewritten { size: head.size });
+            }
+        }
+        if size == known {
+            return Ok(Signed::Unchanged(newest));
+        }
+        let checkpoint = Checkpoint { origin: keys.origin().to_owned(), size, root: grown.root };
+        let seconds = now.timestamp().unsigned_abs();
+        let note = SignedNote::sign(checkpoint.to_string(), &keys.signer, seconds)
+            .map_err(|error| TreeError::Origin(error.into()))?;
+        let stored = sqlx::query!(
+            "INSERT INTO log_checkpoints (size, root, note, signed_at) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (size) DO NOTHING",
+            number(size),
+            &checkpoint.root[..],
+            note.to_string(),
+            now,
+        )
+        .execute(&mut **tx)
         .await?;
-    if !alone {
-        return Ok(Signed::Busy);
-    }
-    let newest = newest(tx).await?;
-    let size = head(tx).await?;
-    let origin = keys.origin().to_owned();
-    let known = newest.as_ref().map_or(0, |newest| newest.checkpoint.size);
-    if let Some(StoredCheckpoint { checkpoint, note, .. }) = &newest {
-        if checkpoint.origin != origin {
-            return Err(TreeError::OtherOrigin { was: checkpoint.origin.clone() });
+        if stored.rows_affected() == 0 {
+            return Err(TreeError::Taken { size });
         }
-        // Otherwise a head put there by somebody else would give their history our signature.
-        note.verify(keys.known()).map_err(|source| TreeError::Forged { size: checkpoint.size, source })?;
+        Ok(Signed::New(StoredCheckpoint { checkpoint, note, signed_at: now }))
     }
-    let earlier = newest.as_ref().map(|newest| &newest.checkpoint);
-    for Checkpoint { size: earlier, .. } in earlier.into_iter().chain(seen) {
-        if size < *earlier {
-            return Err(TreeError::Truncated { head: size, size: *earlier });
-        }
-    }
-    extend(tx, size).await?;
-    if size == known && earlier == seen {
-        return Ok(Signed::Unchanged(newest));
-    }
-    for Checkpoint { size, root, .. } in earlier.into_iter().chain(seen) {
-        if range_hash(tx, 0..*size).await? != *root {
-            return Err(TreeError::Rewritten { size: *size });
-        }
-    }
-    if size == known {
-        return Ok(Signed::Unchanged(newest));
-    }
-    let root = range_hash(tx, 0..size).await?;
-    let checkpoint = Checkpoint { origin, size, root };
-    let seconds = now.timestamp().unsigned_abs();
-    let note = SignedNote::sign(checkpoint.to_string(), &keys.signer, seconds)
-        .map_err(|error| TreeError::Origin(error.into()))?;
-    sqlx::query!(
-        "INSERT INTO log_checkpoints (size, root, note, signed_at) VALUES ($1, $2, $3, $4)",
-        number(size),
-        &root[..],
-        note.to_string(),
-        now,
-    )
-    .execute(&mut **tx)
-    .await?;
-    Ok(Signed::New(StoredCheckpoint { checkpoint, note, signed_at: now }))
 }
 
 /// Positions and sizes are `bigint` there; none comes near the end of it.
@@ -379,16 +519,6 @@ pub(super) fn number(value: u64) -> i64 {
 pub(super) async fn head(connection: &mut PgConnection) -> Result<u64, sqlx::Error> {
     let head = sqlx::query_scalar!("SELECT max(position) FROM events").fetch_one(connection).await?;
     Ok(head.unwrap_or(0).unsigned_abs())
-}
-
-async fn newest(connection: &mut PgConnection) -> Result<Option<StoredCheckpoint>, TreeError> {
-    let row = sqlx::query_as!(
-        CheckpointRow,
-        r#"SELECT size, root, note, signed_at,
-            ARRAY(SELECT line FROM log_cosignatures w WHERE w.size = c.size ORDER BY witness) AS "cosignatures!"
-         FROM log_checkpoints c ORDER BY size DESC LIMIT 1"#,
-    );
-    read(row.fetch_optional(connection).await?)
 }
 
 fn read(row: Option<CheckpointRow>) -> Result<Option<StoredCheckpoint>, TreeError> {
@@ -470,39 +600,92 @@ async fn ranges_hashes(
     Ok(hashes)
 }
 
-/// Fills all tiles that `size` events complete.
-async fn extend(connection: &mut PgConnection, size: u64) -> Result<(), TreeError> {
-    let (mut below, mut level) = (size, 0);
-    while level < LEVELS && below >= TILE {
-        let full = below / TILE;
-        let last = sqlx::query_scalar!("SELECT max(number) FROM log_tiles WHERE level = $1", level)
-            .fetch_one(&mut *connection)
-            .await?;
-        let mut next = last.map_or(0, |last| last.unsigned_abs() + 1);
-        while next < full {
-            let count = TILES_AT_ONCE.min(full - next);
-            let hashes = hashes(connection, level, next * TILE, count * TILE).await?;
-            let tiles: Vec<&[Hash]> = hashes.chunks_exact(TILE as usize).collect();
-            let roots: Vec<Vec<u8>> = tiles
-                .iter()
-                .map(|tile| merkle::fold(tile).expect("a tile is a power of two").to_vec())
-                .collect();
-            let leaves: Vec<Option<Vec<u8>>> =
-                tiles.iter().map(|tile| (level == 0).then(|| tile.as_flattened().to_vec())).collect();
-            sqlx::query!(
-                "INSERT INTO log_tiles (level, number, root, leaves)
-                 SELECT $1, $2 + t.place - 1, t.root, t.leaves
-                 FROM unnest($3::bytea[], $4::bytea[]) WITH ORDINALITY AS t (root, leaves, place)",
-                level,
-                number(next),
-                &roots,
-                &leaves as &[Option<Vec<u8>>],
-            )
-            .execute(&mut *connection)
-            .await?;
-            next += count;
+/// The tree after new leaves.
+struct Grown {
+    root: Hash,
+    /// By level, the first one's number and the roots of all tiles that were completed on the way.
+    tiles: BTreeMap<i16, (u64, Vec<Hash>)>,
+}
+
+/// The tree over `size` events, which must begin with `base`. Tiles give only what `base` has signed: what
+/// comes after it is computed from the hashes beside the events, whatever tiles there are.
+async fn grow(
+    connection: &mut PgConnection,
+    base: Option<&Checkpoint>,
+    size: u64,
+) -> Result<Grown, TreeError> {
+    let (known, root) = base.map_or((0, merkle::empty_root()), |base| (base.size, base.root));
+    let start = known - known % TILE;
+    let mut subtrees = Vec::new();
+    let mut tree = Frontier::default();
+    for node in merkle::cover(0..start) {
+        match subtree_hash(connection, node).await {
+            Ok(hash) => subtrees.push(hash),
+            // An emptied table: everything from the first event on.
+            Err(TreeError::Missing { .. }) => break,
+            Err(error) => return Err(error),
         }
-        (below, level) = (full, level + 1);
+    }
+    if let Some(resumed) = Frontier::resume(start, subtrees) {
+        tree = resumed;
+    }
+    let mut tiles = BTreeMap::new();
+    loop {
+        let done = tree.size();
+        if done == known && tree.root() != root {
+            return Err(TreeError::Rewritten { size: known });
+        }
+        if done == size {
+            return Ok(Grown { root: tree.root(), tiles });
+        }
+        let stop = if done < known { known } else { size };
+        let count = (TILES_AT_ONCE as u64 * TILE).min(stop - done);
+        for leaf in hashes(connection, 0, done, count).await? {
+            tree.push_telling(leaf, |node, hash| {
+                if node.height % TILE_HEIGHT == 0 {
+                    let level = i16::try_from(node.height / TILE_HEIGHT - 1)
+                        .expect("64 levels of hashes are 8 of tiles");
+                    tiles.entry(level).or_insert((node.index, Vec::new())).1.push(*hash);
+                }
+            });
+        }
+    }
+}
+
+/// Fills tiles, and makes sure that they are those that were computed.
+async fn fill(
+    connection: &mut PgConnection,
+    tiles: &BTreeMap<i16, (u64, Vec<Hash>)>,
+) -> Result<(), TreeError> {
+    for (level, (first, roots)) in tiles {
+        for (place, roots) in (0..).zip(roots.chunks(TILES_AT_ONCE)) {
+            let first = first + place * TILES_AT_ONCE as u64;
+            let stored = sqlx::query_as!(
+                HashRow,
+                r#"SELECT tile AS "number!", tile_root AS "hash!" FROM log_tiles_fill($1, $2, $3)"#,
+                level,
+                number(first),
+                number(first + roots.len() as u64),
+            )
+            .fetch_all(&mut *connection)
+            .await?;
+            for (tile, root) in (first..).zip(roots) {
+                let stored = stored.iter().find(|row| row.number.unsigned_abs() == tile);
+                if stored.is_none_or(|row| row.hash != root[..]) {
+                    return Err(TreeError::Tile { level: *level, number: tile });
+                }
+            }
+        }
     }
     Ok(())
+}
+
+/// Whether the last tile that so many events complete is there; the owner may have emptied the table.
+async fn filled(connection: &mut PgConnection, size: u64) -> Result<bool, TreeError> {
+    let Some(last) = (size / TILE).checked_sub(1) else { return Ok(true) };
+    let there = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM log_tiles WHERE level = 0 AND number = $1) AS "there!""#,
+        number(last),
+    );
+    Ok(there.fetch_one(connection).await?)
 }

@@ -397,7 +397,7 @@ impl Walk {
 
 impl LogTree {
     /// Walks the whole ledger up to where it ends now, and changes nothing. With keys, every stored
-    /// checkpoint must carry a signature of one of them under the name of `origin`; without, signatures
+    /// checkpoint of the log `origin` must carry a signature of one of them; without, signatures
     /// are not looked at. Behind a gap there is no tree: events are compared with their own hashes only.
     /// `progress` is told the events done and all of them.
     ///
@@ -475,7 +475,19 @@ impl LogTree {
         }
         let cut = |size: u64, signed: &str| Finding::Truncated { head: end, size, signed: signed.to_owned() };
         if newest > end {
-            walk.verdict.add(cut(newest, "the newest stored checkpoint"));
+            // The signed one says that something is gone; a row that nobody signed says only that it is there.
+            let mut missed = None;
+            for row in checkpoints(&mut connection, end, newest).await? {
+                let size = row.size.unsigned_abs();
+                match signed(&row, keys, origin) {
+                    Ok(Some(_)) => missed = Some(size),
+                    Ok(None) => {}
+                    Err(reason) => walk.verdict.add(Finding::Checkpoint { size, reason }),
+                }
+            }
+            if let Some(size) = missed {
+                walk.verdict.add(cut(size, "the newest stored checkpoint"));
+            }
         }
         for Witnessed { checkpoint, kept } in elsewhere {
             walk.verdict.add(cut(checkpoint.size, &kept));
@@ -586,7 +598,8 @@ impl Walk {
     fn stored(&mut self, row: &CheckpointRow, keys: &[VerifierKey], origin: Option<&str>) {
         let size = row.size.unsigned_abs();
         match signed(row, keys, origin) {
-            Ok(root) => {
+            Ok(None) => {}
+            Ok(Some(root)) => {
                 self.head(&Head { size, root, name: format!("the stored checkpoint over {size} events") });
             }
             Err(reason) => self.verdict.add(Finding::Checkpoint { size, reason }),
@@ -594,17 +607,18 @@ impl Walk {
     }
 }
 
-/// The root of a stored checkpoint that may be believed.
-fn signed(row: &CheckpointRow, keys: &[VerifierKey], origin: Option<&str>) -> Result<Hash, String> {
+/// The root of a stored checkpoint that may be believed; none of one that is another log's, as where this
+/// one has begun after a loss.
+fn signed(row: &CheckpointRow, keys: &[VerifierKey], origin: Option<&str>) -> Result<Option<Hash>, String> {
     let stored = row.read().map_err(|error| error.to_string())?;
     let named = &stored.checkpoint.origin;
     if origin.is_some_and(|origin| origin != named) {
-        return Err(format!("it is of the log {named}"));
+        return Ok(None);
     }
     if !keys.is_empty() {
         stored.note.verify(keys).map_err(|error| error.to_string())?;
     }
-    Ok(stored.checkpoint.root)
+    Ok(Some(stored.checkpoint.root))
 }
 
 async fn checkpoints(
@@ -654,7 +668,8 @@ async fn upper_tiles(connection: &mut sqlx::PgConnection, walk: &mut Walk) -> Re
             .await?;
         for row in rows {
             let tile = row.number.unsigned_abs();
-            if roots.get(tile as usize).is_none_or(|ours| ours[..] != row.root) {
+            // Whoever signs meanwhile fills tiles behind the end of this walk.
+            if roots.get(tile as usize).is_some_and(|ours| ours[..] != row.root) {
                 walk.verdict.add(Finding::Tile { level, position: tile.saturating_mul(span) + 1 });
             }
         }

@@ -43,6 +43,9 @@ pub enum Refusal {
         /// Of both.
         size: u64,
     },
+    /// The head that was cosigned, with a proof that is none: says nothing about the log.
+    #[error("hashes were sent with the head that was cosigned last, which needs none")]
+    NoProof,
     /// Signed by the log, and not shown to begin with what was cosigned: a fork, or a broken proof.
     #[error(
         "FORK OR BROKEN PROOF: the signed head over {size} events is not shown to begin with the {known} events cosigned before"
@@ -123,16 +126,20 @@ impl Witness {
         }
         shown.checkpoint.verify(&self.log).map_err(Refusal::NotSigned)?;
         let size = checkpoint.size;
+        let empty = merkle::empty_root();
+        let (known, root) = known.map_or((0, &empty), |known| (known.size, &known.root));
+        // Wherever the proof starts: two signed heads of one size need none.
+        if known == size && *root != checkpoint.root {
+            return Err(Refusal::Fork { size });
+        }
         if shown.old > size {
             return Err(Refusal::Backwards { old: shown.old, size });
         }
-        let empty = merkle::empty_root();
-        let (known, root) = known.map_or((0, &empty), |known| (known.size, &known.root));
         if shown.old != known {
             return Err(Refusal::Conflict { known, old: shown.old });
         }
-        if known == size && *root != checkpoint.root {
-            return Err(Refusal::Fork { size });
+        if known == size && !shown.hashes.is_empty() {
+            return Err(Refusal::NoProof);
         }
         if !merkle::verify_consistency(known, root, size, &checkpoint.root, &shown.hashes) {
             return Err(Refusal::Inconsistent { known, size });
@@ -222,6 +229,12 @@ mod tests {
         other[2] = [99; 32];
         assert_eq!(judge(&shown(8, &other, &log())), Refusal::Inconsistent { known: 8, size: 12 });
         assert_eq!(judge(&shown(8, &other[..8], &log())), Refusal::Fork { size: 8 });
+        for old in [0, 5, 9] {
+            assert_eq!(judge(&shown(old, &other[..8], &log())), Refusal::Fork { size: 8 }, "from {old}");
+        }
+        let mut public = shown(8, &leaves(8), &log());
+        public.hashes.push([1; 32]);
+        assert_eq!(judge(&public), Refusal::NoProof);
         assert_eq!(judge(&shown(5, &leaves(7), &log())), Refusal::Conflict { known: 8, old: 5 });
         assert_eq!(judge(&shown(0, &leaves(12), &log())), Refusal::Conflict { known: 8, old: 0 });
         assert_eq!(judge(&shown(8, &leaves(5), &log())), Refusal::Backwards { old: 8, size: 5 });

@@ -373,3 +373,117 @@ async fn events_that_hide_from_readers_by_position_are_found(pool: PgPool) {
         panic!("{findings:?}")
     };
 }
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn what_stands_in_tiles_is_never_signed_unless_events_give_it(pool: PgPool) {
+    append(&pool, 300).await;
+    sign(&pool).await;
+    let tile = |number: &str| {
+        format!(
+            "INSERT INTO log_tiles VALUES (0, {number}, sha256('garbage'), decode(repeat('ab', 8192), 'hex'))"
+        )
+    };
+    let mut tx = pool.begin().await.unwrap();
+    sqlx::query("SET LOCAL ROLE botledger_writer").execute(&mut *tx).await.unwrap();
+    let refused = sqlx::query(&tile("1")).execute(&mut *tx).await.unwrap_err();
+    assert!(refused.to_string().contains("permission denied"), "{refused}");
+    tx.rollback().await.unwrap();
+    let refused =
+        sqlx::query("SELECT * FROM log_tiles_fill(0::smallint, 1, 2)").execute(&pool).await.unwrap_err();
+    assert!(refused.to_string().contains("not complete"), "{refused}");
+
+    // Of the superuser's tiles one stands in the way, and one far away does not.
+    tamper(&pool, &[&tile("1"), &tile("1099511627776")]).await;
+    append(&pool, 220).await;
+    let refused = try_to_sign(&pool, &keys()).await;
+    assert!(matches!(refused, Err(TreeError::Tile { level: 0, number: 1 })), "{refused:?}");
+    tamper(&pool, &["DELETE FROM log_tiles WHERE number = 1"]).await;
+    assert_eq!(sign(&pool).await.checkpoint.size, 520);
+    append(&pool, 300).await;
+    let newest = sign(&pool).await;
+    assert!(verify(&pool, &[]).await.holds());
+    let tree = LogTree::new(pool.clone());
+    assert!(tree.prove(300, &newest).await.unwrap().holds(&ledger(&pool).await[299].leaf().hash()).unwrap());
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn rows_that_the_log_has_not_signed_do_not_stop_it(pool: PgPool) {
+    append(&pool, 10).await;
+    let stored = sign(&pool).await;
+    let junk = stored.note.to_string().replacen("\n10\n", "\n4611686018427387904\n", 1);
+    sqlx::query(
+        "INSERT INTO log_checkpoints SELECT 4611686018427387904, root, $1, signed_at FROM log_checkpoints",
+    )
+    .bind(&junk)
+    .execute(&pool)
+    .await
+    .unwrap();
+    // A line in the log's own name, and one that hides it behind a witness's.
+    let tree = LogTree::new(pool.clone());
+    let own = stored.note.to_string().lines().last().unwrap().to_owned();
+    let (end, other) = (own.len() - 4, if own.ends_with("AA==") { "BB==" } else { "AA==" });
+    let wrong = format!("{}{other}\n", &own[..end]);
+    tree.keep_cosignature(10, ORIGIN, &wrong).await.unwrap();
+    tree.keep_cosignature(10, "w", &format!("\u{2014} w AAAAAAAA\n{wrong}")).await.unwrap();
+    assert!(tree.at(10).await.unwrap().unwrap().note.verify(&[signer().verifier().clone()]).is_ok());
+    append(&pool, 5).await;
+    assert_eq!(sign(&pool).await.checkpoint.size, 15);
+    assert_eq!(tree.newest().await.unwrap().unwrap().checkpoint.size, 15);
+    let findings = verify(&pool, &[]).await.findings;
+    let [Finding::Checkpoint { size: 4_611_686_018_427_387_904, .. }] = findings[..] else {
+        panic!("{findings:?}")
+    };
+    // One in the place of the next head costs that head, not those after it.
+    sqlx::query(
+        "INSERT INTO log_checkpoints SELECT 16, root, 'none', signed_at FROM log_checkpoints WHERE size = 10",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    append(&pool, 1).await;
+    assert!(matches!(try_to_sign(&pool, &keys()).await, Err(TreeError::Taken { size: 16 })));
+    append(&pool, 1).await;
+    assert_eq!(sign(&pool).await.checkpoint.size, 17);
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_new_log_begins_only_when_it_is_told_to_and_once(pool: PgPool) {
+    append(&pool, 10).await;
+    sign(&pool).await;
+    append(&pool, 10).await;
+    let tree = LogTree::new(pool.clone());
+    assert!(matches!(tree.begin(&keys(), noon()).await, Err(TreeError::Begun { size: 10 })));
+    let renamed = Signer::new("other.example", &[42; 32], Algorithm::Ed25519).unwrap();
+    let renamed = LogKeys::new(renamed, Vec::new()).unwrap();
+    assert!(matches!(try_to_sign(&pool, &renamed).await, Err(TreeError::OtherOrigin { .. })));
+    assert!(matches!(tree.begin(&renamed, noon()).await.unwrap(), Signed::New(_)));
+    append(&pool, 10).await;
+    assert!(matches!(try_to_sign(&pool, &renamed).await.unwrap(), Signed::New(_)));
+    let verdict = tree.verify(renamed.known(), Some("other.example"), Vec::new(), |_, _| {}).await.unwrap();
+    assert_eq!((verdict.findings, verdict.checkpoints), (Vec::new(), 2));
+}
+
+#[sqlx::test(migrations = "../../migrations")]
+async fn a_ledger_that_grows_while_it_is_verified_is_whole(pool: PgPool) {
+    append(&pool, 200).await;
+    sign(&pool).await;
+    let tree = LogTree::new(pool.clone());
+    let keys = keys();
+    // With connections of its own: this thread waits for it.
+    let grow = || {
+        let options = (*pool.connect_options()).clone();
+        let grown = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let pool = PgPool::connect_with(options).await.unwrap();
+                append(&pool, 400).await;
+                sign(&pool).await;
+                pool.close().await;
+            });
+        });
+        grown.join().unwrap();
+    };
+    let verdict = tree.verify(keys.known(), Some(ORIGIN), Vec::new(), |_, _| grow()).await.unwrap();
+    assert_eq!((verdict.findings, verdict.events, verdict.checkpoints), (Vec::new(), 200, 1));
+    assert_eq!(tree.newest().await.unwrap().unwrap().checkpoint.size, 600);
+}
