@@ -119,8 +119,14 @@ async fn too_large_poisoned_and_unknown_ones_are_refused_with_the_reason(pool: P
     let tally = Tally::create(&pool).await;
     let head = append_sessions(&journal(&pool), 30).await;
     let small = PastConfig { bytes: 1, ..PastConfig::default() };
-    let refused = Past::new(&pool, vec![tally.clone()], small).at("tally", head, PATIENCE).await;
+    let small = Past::new(&pool, vec![tally.clone()], small);
+    let refused = small.at("tally", Position(20), PATIENCE).await;
     assert!(matches!(refused, Err(PastError::TooLarge { most: 1, .. })), "{refused:?}");
+    // It is not made once more to be refused once more; nobody has to wait for that.
+    let again = small.at("tally", head, Duration::ZERO).await;
+    assert!(matches!(again, Err(PastError::TooLarge { upto, .. }) if upto == head), "{again:?}");
+    let earlier = small.at("tally", Position(10), Duration::ZERO).await;
+    assert!(matches!(earlier, Err(PastError::Building { .. })), "an earlier one may be smaller: {earlier:?}");
 
     let past = Past::new(&pool, vec![tally.clone()], PastConfig::default());
     assert!(matches!(past.at("nothing", head, PATIENCE).await, Err(PastError::Unknown { .. })));
@@ -150,4 +156,40 @@ async fn one_that_is_being_made_says_how_far_it_is_and_too_many_are_refused(pool
     assert!(matches!(asked[2], Err(PastError::Busy)), "{asked:?}");
     assert!(past.at("bots", Position(1), PATIENCE).await.is_ok(), "it went on being made");
     assert!(past.at("bots", head, PATIENCE).await.is_ok());
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn one_that_nobody_asks_for_ends_by_itself_and_so_does_an_old_one(pool: PgPool) {
+    let head = append_sessions(&journal(&pool), 20).await;
+    let bots: Arc<dyn Projection> = Arc::new(BotsProjection);
+    let idle = PastConfig { idle: Duration::from_millis(300), ..PastConfig::default() };
+    let past = Past::new(&pool, vec![Arc::clone(&bots)], idle);
+    drop(past.at("bots", head, PATIENCE).await.unwrap());
+    until("it goes without another that takes its place", async || connections(&pool).await == 0).await;
+
+    let old = PastConfig { age: Duration::from_millis(300), ..PastConfig::default() };
+    let past = Past::new(&pool, vec![bots], old);
+    let reader = past.at("bots", head, PATIENCE).await.unwrap();
+    let asked = async || {
+        // It is asked for all the time.
+        let copy = past.at("bots", head, PATIENCE).await.unwrap();
+        copy.connect_options().get_application_name() == Some("botledger-past")
+            && connections(&pool).await == 2
+    };
+    until("another one is made while the old one is read", asked).await;
+    sqlx::query("SELECT count(*) FROM bots").execute(&reader).await.expect("who reads goes on");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn one_that_nobody_waits_for_any_more_is_given_up(pool: PgPool) {
+    append_sessions(&journal(&pool), 20).await;
+    let bots: Arc<dyn Projection> = Arc::new(BotsProjection);
+    let config = PastConfig { builds: 1, waiting: 1, wanted: Duration::ZERO, ..PastConfig::default() };
+    let past = Past::new(&pool, vec![bots], config);
+    let at_once = |position: i64| past.at("bots", Position(position), Duration::ZERO);
+    // Both are asked for and left alone before a builder runs.
+    let asked = futures::future::join_all([at_once(1), at_once(2)]).await;
+    assert!(asked.iter().all(|one| matches!(one, Err(PastError::Building { .. }))), "{asked:?}");
+    until("there is place again", async || !matches!(at_once(3).await, Err(PastError::Busy))).await;
+    assert!(past.at("bots", Position(4), PATIENCE).await.is_ok(), "who waits gets one");
 }
