@@ -28,11 +28,12 @@ use sqlx::{PgConnection, PgPool};
 use strum::{AsRefStr, EnumString, IntoStaticStr};
 use uuid::Uuid;
 
+use self::plan::MOST_EVENTS;
 pub use self::plan::{
     Demand, DemandDifference, MOST_PEOPLE, PlanReport, PlanSums, PlanWhatIf, QuotaDifference, plan_what_if,
 };
 use self::replay::{Candidate, Heard, Judged, PersonReplay};
-use crate::{PolicyTermsRow, ProjectionError, TurnRow, fold::Rows, log::LogRow, turn_as_of};
+use crate::{PolicyTermsRow, ProjectionError, TurnRow, as_of::turns_as_of, fold::Rows, log::LogRow};
 
 /// Messages looked at in one question, at most.
 pub const MOST_MESSAGES: i64 = 100_000;
@@ -234,6 +235,11 @@ pub enum WhatIfError {
         /// How many.
         people: u64,
     },
+    /// More events of quotas than can be read in one go.
+    #[error(
+        "more than {MOST_EVENTS} events of quotas lie before that end: `botledger what-if` looks at any number"
+    )]
+    TooManyEvents,
     /// Terms that make no sense.
     #[error("the plan makes no sense")]
     Terms(#[source] TermsError),
@@ -329,8 +335,9 @@ async fn answer(
         return Err(WhatIfError::Backwards);
     }
     let mut tx = pool.begin().await?;
-    // Turns, standings and the ledger are seen as of one moment.
-    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *tx).await?;
+    // Turns, standings and the ledger are seen as of one moment. Turns are folded in temporary tables, so it
+    // is not read only.
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *tx).await?;
     let saved = match saved {
         Some(saved) => saved,
         None => {
@@ -365,7 +372,7 @@ async fn answer(
         // Nobody is cut in two.
         let (together, rest) = left.split_at(left.partition_point(|writer| writer.subject <= last));
         left = rest;
-        let mut heard = heard_from(pool, &mut tx, question, together, position, &mut terms).await?;
+        let mut heard = heard_from(&mut tx, question, together, position, &mut terms).await?;
         let mut facts = standings_of(&mut tx, together, position).await?;
         for WriterRow { bot_id, subject, .. } in together {
             let who = (BotId(*bot_id), SubjectId(*subject));
@@ -386,7 +393,6 @@ async fn answer(
 type Who = (BotId, SubjectId);
 
 async fn heard_from(
-    pool: &PgPool,
     tx: &mut PgConnection,
     question: &WhatIf,
     writers: &[WriterRow],
@@ -409,6 +415,9 @@ async fn heard_from(
     .bind(people)
     .fetch_all(&mut *tx)
     .await?;
+    // They went on since the answer was begun.
+    let late = rows.iter().filter(|row| row.updated_position > upto.0).map(|row| TurnId(row.turn_id));
+    let mut late = turns_as_of(tx, &late.collect::<Vec<_>>(), upto).await?;
     let mut heard: BTreeMap<Who, Vec<Heard>> = BTreeMap::new();
     for row in rows {
         let bot = BotId(row.bot_id);
@@ -417,11 +426,7 @@ async fn heard_from(
             // The same person with another bot has another standing, and a turn of its own.
             continue;
         }
-        // It went on since the answer was begun.
-        let row = match row.updated_position > upto.0 {
-            true => turn_as_of(pool, TurnId(row.turn_id), upto).await?.map_or(row, HeardRow::from),
-            false => row,
-        };
+        let row = late.remove(&row.turn_id).map_or(row, HeardRow::from);
         let policy = row.policy_owner.as_deref().and_then(|owner| {
             Some(PolicyRef {
                 owner: owner.parse().ok()?,

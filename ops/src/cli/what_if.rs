@@ -277,8 +277,14 @@ fn plan_lines(report: &PlanReport, question: &PlanWhatIf, limit: usize) -> Vec<S
     )];
     if report.estimated > 0 {
         lines.push(format!(
-            "  {} that were refused would have been held: they count with what their person's others took",
+            "  {} that were refused would have been held: they count with what their person's answers before took",
             report.estimated
+        ));
+    }
+    if report.unknown > 0 {
+        lines.push(format!(
+            "  {} that were refused count so again: how much they asked for of what this plan limits is not known",
+            report.unknown
         ));
     }
     lines.push(format!("{:<24} {:>15} {:>15}", "", "before", "after"));
