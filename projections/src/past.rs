@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use botledger_domain::Position;
+use botledger_domain::{Position, WorkspaceId};
 use futures::TryStreamExt;
 use sqlx::{
     Connection, PgConnection, PgPool,
@@ -44,6 +44,8 @@ pub struct PastConfig {
     pub builds: usize,
     /// Copies that wait for others to be made; more are refused.
     pub waiting: usize,
+    /// Of those that are made or wait for it, how many one workspace may have asked for.
+    pub share: usize,
     /// A copy goes when nobody asked for it for so long.
     pub idle: Duration,
     /// And after so long however often it is asked for: temporary tables are out of autovacuum's reach, so
@@ -60,6 +62,7 @@ impl Default for PastConfig {
             bytes: 2 << 30,
             builds: 2,
             waiting: 16,
+            share: 6,
             idle: Duration::from_secs(15 * 60),
             age: Duration::from_secs(6 * 3_600),
             wanted: Duration::from_secs(120),
@@ -141,6 +144,8 @@ struct Copies {
 }
 
 struct Known {
+    /// Who asked for it first.
+    whose: WorkspaceId,
     asked: u64,
     /// When somebody asked for it last.
     asked_at: Instant,
@@ -187,17 +192,19 @@ impl Past {
     }
 
     /// A pool that reads a read model's tables, and no others, as they were at a position. Waits until
-    /// they are made, at most so long; they go on being made afterwards.
+    /// they are made, at most so long; they go on being made afterwards, as long as somebody asks for them
+    /// now and then. A workspace that has its share of what is being made is refused.
     ///
     /// # Errors
     /// See [`PastError`].
     pub async fn at(
         &self,
+        workspace: WorkspaceId,
         read_model: &str,
         position: Position,
         patience: Duration,
     ) -> Result<PgPool, PastError> {
-        let (key, mut state) = self.shared.find_or_begin(read_model, position)?;
+        let (key, mut state) = self.shared.find_or_begin(workspace, read_model, position)?;
         let settled = async {
             let settled = state.wait_for(|state| !matches!(state, State::Building(_))).await;
             settled.map(|state| state.clone())
@@ -226,6 +233,7 @@ impl Shared {
 
     fn find_or_begin(
         self: &Arc<Self>,
+        workspace: WorkspaceId,
         read_model: &str,
         position: Position,
     ) -> Result<(Key, watch::Receiver<State>), PastError> {
@@ -247,17 +255,25 @@ impl Shared {
         if copies.too_large.get(key.0).is_some_and(|(upto, _)| *upto <= position) {
             return Err(PastError::TooLarge { name: key.0, upto: position, most: self.config.bytes });
         }
-        let building =
-            copies.known.values().filter(|known| matches!(&*known.state.borrow(), State::Building(_)));
-        if building.count() >= self.config.builds.max(1) + self.config.waiting {
+        let building = |known: &&Known| matches!(&*known.state.borrow(), State::Building(_));
+        let building: Vec<&Known> = copies.known.values().filter(building).collect();
+        let theirs = building.iter().filter(|known| known.whose == workspace).count();
+        if building.len() >= self.config.builds.max(1) + self.config.waiting
+            || theirs >= self.config.share.max(1)
+        {
             metrics::counter!("botledger_past_builds_total", "read_model" => key.0, "outcome" => "refused")
                 .increment(1);
             return Err(PastError::Busy);
         }
         let (told, state) = watch::channel(State::Building(Position(0)));
         let bytes = Arc::<AtomicU64>::default();
-        let known =
-            Known { asked, asked_at: Instant::now(), bytes: Arc::clone(&bytes), state: state.clone() };
+        let known = Known {
+            whose: workspace,
+            asked,
+            asked_at: Instant::now(),
+            bytes: Arc::clone(&bytes),
+            state: state.clone(),
+        };
         copies.known.insert(key, known);
         tokio::spawn(Arc::clone(self).make(Arc::clone(projection), position, told, bytes));
         Ok((key, state))
