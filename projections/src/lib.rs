@@ -47,7 +47,7 @@ pub use conversations::{
 pub use directory::{
     DirectoryProjection, OperatorRow, WorkspaceRow, operator, operators_page, workspace, workspaces_page,
 };
-pub use history::{Between, Change, Step, changes_between, history};
+pub use history::{Between, Change, Step, Story, changes_between, history};
 pub use log::{EventFilter, LogReader};
 pub use moderation::{
     CaseFilter, CaseRow, ModerationProjection, ScoringFilter, ScoringRow, case, cases_page, scorings_page,

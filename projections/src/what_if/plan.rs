@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::{Saved, WhatIfError};
+use super::{Saved, WhatIfError, shown, snapshot};
 use crate::{ProjectionError, log::LogRow};
 
 /// People in one question of [`plan_what_if`] that has to be answered at once, at most.
@@ -140,19 +140,10 @@ pub async fn plan_what_if(
         return Err(WhatIfError::Backwards);
     }
     let terms = question.terms.clone().checked().map_err(WhatIfError::Terms)?;
-    let mut tx = pool.begin().await?;
-    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *tx).await?;
-    let mut saved = match saved {
-        Some(saved) => saved,
-        None => {
-            let shown: Option<i64> =
-                sqlx::query_scalar("SELECT position FROM projection_checkpoints WHERE name = 'quotas'")
-                    .fetch_optional(&mut *tx)
-                    .await?;
-            let position = Position(shown.unwrap_or(0));
-            Saved::begin(PlanReport { position, ..PlanReport::default() })
-        }
-    };
+    let mut tx = snapshot(pool).await?;
+    let position = shown(&mut tx, "quotas").await?;
+    let begin = |position| PlanReport { position, ..PlanReport::default() };
+    let mut saved = Saved::begin(&mut tx, saved, position, begin, |report| report.position).await?;
     let upto = saved.report.position;
     let mut may_read = most.map(|_| MOST_EVENTS);
     let all: i64 =
@@ -161,11 +152,13 @@ pub async fn plan_what_if(
             .bind(upto.0)
             .fetch_one(&mut *tx)
             .await?;
+    tx.rollback().await?;
     let all = u64::try_from(all).unwrap_or(0);
     if most.is_some_and(|most| all > most) {
         return Err(WhatIfError::TooManyPeople { people: all });
     }
     loop {
+        let mut tx = snapshot(pool).await?;
         let quotas: Vec<Uuid> = sqlx::query_scalar(
             "SELECT quota_id FROM quotas WHERE workspace = $1 AND created_position <= $2
              AND ($3::uuid IS NULL OR quota_id > $3) ORDER BY quota_id LIMIT $4",
@@ -177,7 +170,9 @@ pub async fn plan_what_if(
         .fetch_all(&mut *tx)
         .await?;
         let Some(last) = quotas.last().copied() else { break };
-        for facts in facts_of(&mut tx, &quotas, upto, &mut may_read).await? {
+        let facts = facts_of(&mut tx, &quotas, upto, &mut may_read).await?;
+        tx.rollback().await?;
+        for facts in facts {
             replay(question, &terms, facts, &mut saved.report);
             tokio::task::yield_now().await;
         }
@@ -185,7 +180,6 @@ pub async fn plan_what_if(
         saved.after = Some(last);
         keep(&saved, all);
     }
-    tx.rollback().await?;
     let mut report = saved.report;
     report.demands.sort_by_key(|demand| demand.position);
     report.people_changed.sort_by_key(|person| person.position);
