@@ -341,6 +341,11 @@ macro_rules! or_refused {
 
 pub(crate) use or_refused;
 
+/// What a list of the past costs on top: a whole read model may have to be made for it.
+pub(crate) fn past_cost(is_past: bool) -> usize {
+    if is_past { 500 } else { 0 }
+}
+
 /// What a page costs: its size.
 pub(crate) fn page_cost(first: Option<i32>, last: Option<i32>) -> usize {
     usize::try_from(first.or(last).unwrap_or(page::DEFAULT)).unwrap_or(0).max(1)

@@ -2,10 +2,10 @@
 //! events up to there into temporary tables that nobody else sees. The same code as live, so the
 //! same answer.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use botledger_domain::{
-    BotId, Decide, OperatorId, Position, SubjectId, TurnId, WorkspaceId,
+    BotId, Decide, OperatorId, Position, RecordedEvent, SubjectId, TurnId, WorkspaceId,
     access_list::access_list_stream,
     policy::{Policy, PublishedPolicy},
     policy_stream, quota_stream,
@@ -13,7 +13,7 @@ use botledger_domain::{
     standing::Standing,
     standing_stream,
 };
-use sqlx::{PgPool, PgTransaction};
+use sqlx::{Connection, PgConnection, PgPool, PgTransaction};
 use uuid::Uuid;
 
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     StandingsProjection, TurnRow, TurnsProjection, WorkspaceRow,
     access_lists::access_entries_in,
     fold::{Rows, Table},
+    log::LogRow,
     runner,
 };
 
@@ -53,13 +54,7 @@ async fn folded(
 ) -> Result<PgTransaction<'static>, ProjectionError> {
     let mut tx = pool.begin().await?;
     let skipped = runner::skipped(&mut tx, projection.name()).await?;
-    for table in projection.tables() {
-        sqlx::query(&format!(
-            "CREATE TEMPORARY TABLE {table} (LIKE read.{table} INCLUDING ALL) ON COMMIT DROP"
-        ))
-        .execute(&mut *tx)
-        .await?;
-    }
+    create_tables(&mut tx, projection).await?;
     let mut filter = EventFilter {
         aggregate_type: Some(aggregate_type.to_owned()),
         aggregate_id: Some(id.as_hyphenated().to_string()),
@@ -75,6 +70,17 @@ async fn folded(
         filter.after = Some(last);
     }
     Ok(tx)
+}
+
+async fn create_tables(tx: &mut PgConnection, projection: &dyn Projection) -> Result<(), sqlx::Error> {
+    for table in projection.tables() {
+        sqlx::query(&format!(
+            "CREATE TEMPORARY TABLE {table} (LIKE read.{table} INCLUDING ALL) ON COMMIT DROP"
+        ))
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
 }
 
 /// An override of a subject's rate limits as it was.
@@ -252,4 +258,45 @@ pub async fn turn_as_of(
     upto: Position,
 ) -> Result<Option<TurnRow>, ProjectionError> {
     row_as_of(pool, &TurnsProjection, "turn", turn.uuid(), upto).await
+}
+
+/// Turns as they were, by their ids, read and folded in the transaction that is open: in a part of it that
+/// is taken back, after which the live tables are in sight again.
+pub(crate) async fn turns_as_of(
+    connection: &mut PgConnection,
+    turns: &[TurnId],
+    upto: Position,
+) -> Result<BTreeMap<Uuid, TurnRow>, ProjectionError> {
+    if turns.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let mut tx = connection.begin().await?;
+    let skipped = runner::skipped(&mut tx, TurnsProjection.name()).await?;
+    create_tables(&mut tx, &TurnsProjection).await?;
+    let streams: Vec<String> = turns.iter().map(|turn| turn.uuid().to_string()).collect();
+    let mut after = 0;
+    loop {
+        let rows: Vec<LogRow> = sqlx::query_as(
+            "SELECT position, recorded_at, aggregate_type, aggregate_id, sequence, event_type, event_version,
+                 payload::text AS payload, metadata::text AS metadata
+             FROM events WHERE aggregate_type = 'turn' AND aggregate_id = ANY($1)
+                 AND position > $2 AND position <= $3
+             ORDER BY position LIMIT $4",
+        )
+        .bind(&streams)
+        .bind(after)
+        .bind(upto.0)
+        .bind(PAGE)
+        .fetch_all(&mut *tx)
+        .await?;
+        let mut events: Vec<_> = rows.into_iter().map(RecordedEvent::from).map(Arc::new).collect();
+        let Some(last) = events.last().map(|event| event.position.0) else { break };
+        events.retain(|event| !skipped.contains(&event.position.0));
+        TurnsProjection.apply(&mut tx, &events).await?;
+        after = last;
+    }
+    let mut rows = Rows::<TurnRow>::fetch(&mut tx, turns.iter().map(|turn| (turn.uuid(),))).await?;
+    tx.rollback().await?;
+    let turns = turns.iter().filter_map(|turn| Some((turn.uuid(), rows.get_mut(&(turn.uuid(),))?.clone())));
+    Ok(turns.collect())
 }

@@ -129,29 +129,61 @@ pub async fn history(
     upto: Position,
     page: Page,
 ) -> Result<Option<Vec<Step>>, ProjectionError> {
-    let Some(mut state) = told(aggregate_type) else { return Ok(None) };
-    let filter = stream(aggregate_type, id);
-    let events = log.page(&EventFilter { upto: Some(upto), ..filter.clone() }, page).await?;
-    let Some(first) = events.iter().map(|event| event.position).min() else { return Ok(Some(vec![])) };
-    fold(log, filter, state.as_mut(), Position(0), Position(first.0 - 1)).await?;
-    let mut steps = Vec::with_capacity(events.len());
-    let mut in_time = events;
-    let newest_first =
-        in_time.first().map(|event| event.position) > in_time.last().map(|event| event.position);
-    if newest_first {
-        in_time.reverse();
+    let Some(mut story) = Story::of(aggregate_type, id, upto) else { return Ok(None) };
+    story.page(log, page).await.map(Some)
+}
+
+/// A stream up to a position, told page by page. The state behind a page is kept: pages that go forwards
+/// fold every event once, however many there are.
+pub struct Story {
+    stream: EventFilter,
+    state: Box<dyn Told>,
+    /// Folded so far.
+    at: Position,
+}
+
+impl Story {
+    /// Nothing when there are no streams of that type.
+    #[must_use]
+    pub fn of(aggregate_type: &str, id: &str, upto: Position) -> Option<Self> {
+        let stream = EventFilter { upto: Some(upto), ..stream(aggregate_type, id) };
+        Some(Self { stream, state: told(aggregate_type)?, at: Position(0) })
     }
-    let mut before = state.state();
-    for event in in_time {
-        state.apply(&event)?;
-        let after = state.state();
-        steps.push(Step { event: Arc::new(event), changes: differences(&before, &after) });
-        before = after;
+
+    /// A page of its events, each with what it changed.
+    ///
+    /// # Errors
+    /// When the database fails or an event does not decode.
+    pub async fn page(&mut self, log: &LogReader, page: Page) -> Result<Vec<Step>, ProjectionError> {
+        let mut events = log.page(&self.stream, page).await?;
+        let Some(first) = events.iter().map(|event| event.position).min() else { return Ok(vec![]) };
+        if first <= self.at {
+            // Backwards there is no way but from the beginning.
+            let kind = self.stream.aggregate_type.as_deref().unwrap_or_default();
+            (self.state, self.at) = (told(kind).expect("told once already"), Position(0));
+        }
+        let before = Position(first.0 - 1);
+        fold(log, self.stream.clone(), self.state.as_mut(), self.at, before).await?;
+        self.at = before;
+        let newest_first =
+            events.first().map(|event| event.position) > events.last().map(|event| event.position);
+        if newest_first {
+            events.reverse();
+        }
+        let mut steps = Vec::with_capacity(events.len());
+        let mut before = self.state.state();
+        for event in events {
+            self.state.apply(&event)?;
+            self.at = event.position;
+            let after = self.state.state();
+            steps.push(Step { event: Arc::new(event), changes: differences(&before, &after) });
+            before = after;
+        }
+        if newest_first {
+            steps.reverse();
+        }
+        Ok(steps)
     }
-    if newest_first {
-        steps.reverse();
-    }
-    Ok(Some(steps))
 }
 
 /// What changed in a stream after one position, up to another. Nothing when there are no streams of that

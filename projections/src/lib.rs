@@ -57,7 +57,7 @@ pub use conversations::{
 pub use directory::{
     DirectoryProjection, OperatorRow, WorkspaceRow, operator, operators_page, workspace, workspaces_page,
 };
-pub use history::{Between, Step, ValueChange, changes_between, history};
+pub use history::{Between, Step, Story, ValueChange, changes_between, history};
 pub use lease::{Fence, LeaseConfig, Leases};
 pub use log::{EventFilter, LogReader};
 pub use moderation::{

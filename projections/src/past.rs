@@ -6,26 +6,32 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use botledger_domain::Position;
+use botledger_domain::{Position, WorkspaceId};
 use futures::TryStreamExt;
 use sqlx::{
     Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::sleep,
+};
 
 use crate::{LogReader, Projection, ProjectionError, runner};
 
 /// Events folded at once.
 const PAGE: i64 = 5_000;
-/// Pages between two looks at how large a copy has become.
+/// Pages between two looks at how large a small copy has become; one that is over a tenth of what all may
+/// take is looked at after every page.
 const LOOK_AT_SIZE: usize = 20;
+/// How long it is remembered that a read model was too large.
+const TOO_LARGE_FOR: Duration = Duration::from_secs(600);
 
 /// What copies may cost.
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +44,29 @@ pub struct PastConfig {
     pub builds: usize,
     /// Copies that wait for others to be made; more are refused.
     pub waiting: usize,
+    /// Of those that are made or wait for it, how many one workspace may have asked for.
+    pub share: usize,
+    /// A copy goes when nobody asked for it for so long.
+    pub idle: Duration,
+    /// And after so long however often it is asked for: temporary tables are out of autovacuum's reach, so
+    /// as long as they live the database's transaction ids are not freed.
+    pub age: Duration,
+    /// One that is being made, or waits for it, is given up when nobody asked for it for so long.
+    pub wanted: Duration,
 }
 
 impl Default for PastConfig {
     fn default() -> Self {
-        Self { copies: 16, bytes: 2 << 30, builds: 2, waiting: 16 }
+        Self {
+            copies: 16,
+            bytes: 2 << 30,
+            builds: 2,
+            waiting: 16,
+            share: 6,
+            idle: Duration::from_secs(15 * 60),
+            age: Duration::from_secs(6 * 3_600),
+            wanted: Duration::from_secs(120),
+        }
     }
 }
 
@@ -113,12 +137,20 @@ type Key = (&'static str, Position);
 #[derive(Default)]
 struct Copies {
     known: BTreeMap<Key, Known>,
+    /// Read models that were larger than all may be: as of which position, and when that was seen.
+    too_large: BTreeMap<&'static str, (Position, Instant)>,
     /// Counts askings: who was asked for last has the highest.
     asked: u64,
 }
 
 struct Known {
+    /// Who asked for it first.
+    whose: WorkspaceId,
     asked: u64,
+    /// When somebody asked for it last.
+    asked_at: Instant,
+    /// Of its tables, as last looked at; counted from the first page on.
+    bytes: Arc<AtomicU64>,
     state: watch::Receiver<State>,
 }
 
@@ -133,7 +165,7 @@ enum State {
 #[derive(Clone)]
 struct Copy {
     pool: PgPool,
-    bytes: u64,
+    made_at: Instant,
     /// Connections made so far. A second one has nothing of the first.
     connections: Arc<AtomicU32>,
 }
@@ -160,17 +192,19 @@ impl Past {
     }
 
     /// A pool that reads a read model's tables, and no others, as they were at a position. Waits until
-    /// they are made, at most so long; they go on being made afterwards.
+    /// they are made, at most so long; they go on being made afterwards, as long as somebody asks for them
+    /// now and then. A workspace that has its share of what is being made is refused.
     ///
     /// # Errors
     /// See [`PastError`].
     pub async fn at(
         &self,
+        workspace: WorkspaceId,
         read_model: &str,
         position: Position,
         patience: Duration,
     ) -> Result<PgPool, PastError> {
-        let (key, mut state) = self.shared.find_or_begin(read_model, position)?;
+        let (key, mut state) = self.shared.find_or_begin(workspace, read_model, position)?;
         let settled = async {
             let settled = state.wait_for(|state| !matches!(state, State::Building(_))).await;
             settled.map(|state| state.clone())
@@ -199,6 +233,7 @@ impl Shared {
 
     fn find_or_begin(
         self: &Arc<Self>,
+        workspace: WorkspaceId,
         read_model: &str,
         position: Position,
     ) -> Result<(Key, watch::Receiver<State>), PastError> {
@@ -213,18 +248,34 @@ impl Shared {
             .retain(|_, known| !matches!(&*known.state.borrow(), State::Ready(copy) if copy.is_lost()));
         if let Some(known) = copies.known.get_mut(&key) {
             known.asked = asked;
+            known.asked_at = Instant::now();
             return Ok((key, known.state.clone()));
         }
-        let building =
-            copies.known.values().filter(|known| matches!(&*known.state.borrow(), State::Building(_)));
-        if building.count() >= self.config.builds.max(1) + self.config.waiting {
+        copies.too_large.retain(|_, (_, seen)| seen.elapsed() < TOO_LARGE_FOR);
+        if copies.too_large.get(key.0).is_some_and(|(upto, _)| *upto <= position) {
+            return Err(PastError::TooLarge { name: key.0, upto: position, most: self.config.bytes });
+        }
+        let building = |known: &&Known| matches!(&*known.state.borrow(), State::Building(_));
+        let building: Vec<&Known> = copies.known.values().filter(building).collect();
+        let theirs = building.iter().filter(|known| known.whose == workspace).count();
+        if building.len() >= self.config.builds.max(1) + self.config.waiting
+            || theirs >= self.config.share.max(1)
+        {
             metrics::counter!("botledger_past_builds_total", "read_model" => key.0, "outcome" => "refused")
                 .increment(1);
             return Err(PastError::Busy);
         }
         let (told, state) = watch::channel(State::Building(Position(0)));
-        copies.known.insert(key, Known { asked, state: state.clone() });
-        tokio::spawn(Arc::clone(self).make(Arc::clone(projection), position, told));
+        let bytes = Arc::<AtomicU64>::default();
+        let known = Known {
+            whose: workspace,
+            asked,
+            asked_at: Instant::now(),
+            bytes: Arc::clone(&bytes),
+            state: state.clone(),
+        };
+        copies.known.insert(key, known);
+        tokio::spawn(Arc::clone(self).make(Arc::clone(projection), position, told, bytes));
         Ok((key, state))
     }
 
@@ -233,12 +284,15 @@ impl Shared {
         projection: Arc<dyn Projection>,
         position: Position,
         told: watch::Sender<State>,
+        bytes: Arc<AtomicU64>,
     ) {
         let key = (projection.name(), position);
         let begun = Instant::now();
         let built = match self.builds.acquire().await {
-            Ok(_permit) => self.build(projection.as_ref(), position, &told).await,
-            Err(_) => Err(PastError::Busy),
+            Ok(_permit) if self.is_wanted(key, &told) => {
+                self.build(projection.as_ref(), position, &told, &bytes).await
+            }
+            _ => Err(PastError::Busy),
         };
         let outcome = if built.is_ok() { "built" } else { "failed" };
         metrics::counter!("botledger_past_builds_total", "read_model" => key.0, "outcome" => outcome)
@@ -250,22 +304,41 @@ impl Shared {
             Ok(copy) => {
                 told.send_replace(State::Ready(copy));
                 shed(&mut copies, key, self.config);
+                tokio::spawn(end_in_time(Arc::downgrade(&self), key));
             }
             Err(error) => {
                 tracing::warn!(read_model = key.0, position = position.0, error = %error, "a copy of the past was not made");
+                if let PastError::TooLarge { name, upto, .. } = error {
+                    copies.too_large.insert(name, (upto, Instant::now()));
+                }
                 // Whoever waits is told; whoever asks later begins anew.
                 told.send_replace(State::Failed(error));
                 copies.known.remove(&key);
             }
         }
-        let (mut ready, mut bytes) = (0.0, 0.0);
-        for known in copies.known.values() {
-            if let State::Ready(copy) = &*known.state.borrow() {
-                (ready, bytes) = (ready + 1.0, bytes + copy.bytes as f64);
-            }
+        copies.measure();
+    }
+
+    /// Whether somebody waits for one that is being made, or asked for it lately.
+    fn is_wanted(&self, key: Key, told: &watch::Sender<State>) -> bool {
+        // One receiver is ours.
+        let copies = self.lock();
+        told.receiver_count() > 1
+            || copies.known.get(&key).is_some_and(|known| known.asked_at.elapsed() < self.config.wanted)
+    }
+
+    /// Makes room for one that is being made and takes so much now.
+    fn has_room(&self, key: Key, bytes: u64) -> Result<(), PastError> {
+        if bytes > self.config.bytes {
+            return Err(PastError::TooLarge { name: key.0, upto: key.1, most: self.config.bytes });
         }
-        metrics::gauge!("botledger_past_copies").set(ready);
-        metrics::gauge!("botledger_past_bytes").set(bytes);
+        let mut copies = self.lock();
+        shed(&mut copies, key, self.config);
+        match copies.bytes() > self.config.bytes {
+            // What is left is being made too.
+            true => Err(PastError::Busy),
+            false => Ok(()),
+        }
     }
 
     async fn build(
@@ -273,14 +346,14 @@ impl Shared {
         projection: &dyn Projection,
         upto: Position,
         told: &watch::Sender<State>,
+        taken: &AtomicU64,
     ) -> Result<Copy, PastError> {
         let name = projection.name();
         let failed = |error: ProjectionError| PastError::Failed { name, upto, source: Arc::new(error) };
         let (pool, connections) =
             self.own_pool().await.map_err(|error| failed(ProjectionError::Database(error)))?;
-        let bytes = self.fill(&pool, projection, upto, told).await.map_err(failed)?;
-        let bytes = bytes.ok_or(PastError::TooLarge { name, upto, most: self.config.bytes })?;
-        Ok(Copy { pool, bytes, connections })
+        self.fill(&pool, projection, upto, told, taken).await.map_err(failed)??;
+        Ok(Copy { pool, made_at: Instant::now(), connections })
     }
 
     async fn own_pool(&self) -> Result<(PgPool, Arc<AtomicU32>), sqlx::Error> {
@@ -304,14 +377,16 @@ impl Shared {
         Ok((pool, connections))
     }
 
-    /// Makes the tables; their bytes, or nothing when they become too large.
+    /// Makes the tables; within, why it was given up.
     async fn fill(
         &self,
         pool: &PgPool,
         projection: &dyn Projection,
         upto: Position,
         told: &watch::Sender<State>,
-    ) -> Result<Option<u64>, ProjectionError> {
+        taken: &AtomicU64,
+    ) -> Result<Result<(), PastError>, ProjectionError> {
+        let key = (projection.name(), upto);
         let mut connection = pool.acquire().await?;
         let skipped = runner::skipped(&mut connection, projection.name()).await?;
         for table in projection.tables() {
@@ -344,15 +419,26 @@ impl Shared {
             events = read?;
             told.send_replace(State::Building(last));
             pages += 1;
-            if pages % LOOK_AT_SIZE == 0 && bytes(&mut connection).await? > self.config.bytes {
-                return Ok(None);
+            if !self.is_wanted(key, told) {
+                return Ok(Err(PastError::Busy));
+            }
+            if pages % LOOK_AT_SIZE == 0 || taken.load(Ordering::Relaxed) > self.config.bytes / 10 {
+                let bytes = bytes(&mut connection).await?;
+                taken.store(bytes, Ordering::Relaxed);
+                if let Err(full) = self.has_room(key, bytes) {
+                    return Ok(Err(full));
+                }
             }
         }
-        // Nobody else looks after temporary tables.
+        // Nobody else looks after temporary tables. Frozen rows name no transaction any more.
         for table in projection.tables() {
-            sqlx::query(&format!("ANALYZE pg_temp.{table}")).execute(&mut *connection).await?;
+            sqlx::query(&format!("VACUUM (FREEZE, ANALYZE) pg_temp.{table}"))
+                .execute(&mut *connection)
+                .await?;
         }
-        Ok(Some(bytes(&mut connection).await?).filter(|bytes| *bytes <= self.config.bytes))
+        let bytes = bytes(&mut connection).await?;
+        taken.store(bytes, Ordering::Relaxed);
+        Ok(self.has_room(key, bytes))
     }
 
     /// The copy of the same read model that is nearest before a position.
@@ -367,24 +453,69 @@ impl Shared {
     }
 }
 
+impl Copies {
+    /// Of all, also of those that are being made.
+    fn bytes(&self) -> u64 {
+        self.known.values().map(|known| known.bytes.load(Ordering::Relaxed)).sum()
+    }
+
+    fn measure(&self) {
+        let is_ready = |known: &&Known| matches!(&*known.state.borrow(), State::Ready(_));
+        let ready = self.known.values().filter(is_ready).count();
+        metrics::gauge!("botledger_past_copies").set(ready as f64);
+        metrics::gauge!("botledger_past_bytes").set(self.bytes() as f64);
+    }
+}
+
 /// Drops the copies that nobody asked for for longest until the rest may stay. Who reads from one goes
 /// on: its connection ends with its last reader.
 fn shed(copies: &mut Copies, newest: Key, config: PastConfig) {
     loop {
-        let (mut ready, mut bytes) = (0, 0);
+        let mut ready = 0;
         let mut oldest: Option<(u64, Key)> = None;
         for (key, known) in &copies.known {
-            if let State::Ready(copy) = &*known.state.borrow() {
-                (ready, bytes) = (ready + 1, bytes + copy.bytes);
+            if matches!(&*known.state.borrow(), State::Ready(_)) {
+                ready += 1;
                 if *key != newest {
                     oldest = [oldest, Some((known.asked, *key))].into_iter().flatten().min();
                 }
             }
         }
         match oldest {
-            Some((_, key)) if ready > config.copies || bytes > config.bytes => copies.known.remove(&key),
+            Some((_, key)) if ready > config.copies || copies.bytes() > config.bytes => {
+                copies.known.remove(&key)
+            }
             _ => return,
         };
+    }
+}
+
+/// Waits for the time of one copy to be over, and drops it. One that was dropped meanwhile, and was made
+/// again, has somebody of its own who waits.
+async fn end_in_time(shared: Weak<Shared>, key: Key) {
+    let mut copy_of = None;
+    loop {
+        let left = {
+            let Some(shared) = shared.upgrade() else { return };
+            let mut copies = shared.lock();
+            let Some(known) = copies.known.get(&key) else { return };
+            let made_at = match &*known.state.borrow() {
+                State::Ready(copy) => copy.made_at,
+                _ => return,
+            };
+            if *copy_of.get_or_insert(made_at) != made_at {
+                return;
+            }
+            let idle = shared.config.idle.saturating_sub(known.asked_at.elapsed());
+            let left = idle.min(shared.config.age.saturating_sub(made_at.elapsed()));
+            if left.is_zero() {
+                copies.known.remove(&key);
+                copies.measure();
+                return;
+            }
+            left
+        };
+        sleep(left).await;
     }
 }
 

@@ -24,15 +24,16 @@ use botledger_domain::{
 };
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool, PgTransaction};
 use strum::{AsRefStr, EnumString, IntoStaticStr};
 use uuid::Uuid;
 
+use self::plan::MOST_EVENTS;
 pub use self::plan::{
     Demand, DemandDifference, MOST_PEOPLE, PlanReport, PlanSums, PlanWhatIf, QuotaDifference, plan_what_if,
 };
 use self::replay::{Candidate, Heard, Judged, PersonReplay};
-use crate::{PolicyTermsRow, ProjectionError, TurnRow, fold::Rows, log::LogRow, turn_as_of};
+use crate::{PolicyTermsRow, ProjectionError, TurnRow, as_of::turns_as_of, fold::Rows, log::LogRow};
 
 /// Messages looked at in one question, at most.
 pub const MOST_MESSAGES: i64 = 100_000;
@@ -61,6 +62,8 @@ pub struct WhatIf {
 /// as it stood when the answer was begun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved<R> {
+    /// Leaf hash of the event at the report's position, in hexadecimal: of which ledger this tells.
+    leaf: Option<String>,
     /// Everybody up to this one is in the report.
     after: Option<Uuid>,
     /// How many that are.
@@ -70,9 +73,44 @@ pub struct Saved<R> {
 }
 
 impl<R> Saved<R> {
-    fn begin(report: R) -> Self {
-        Self { after: None, done: 0, report }
+    /// The beginning of an answer, or what is there of it when this is the ledger that it tells of.
+    async fn begin(
+        tx: &mut PgConnection,
+        saved: Option<Self>,
+        position: Position,
+        new: impl FnOnce(Position) -> R,
+        of: impl FnOnce(&R) -> Position,
+    ) -> Result<Self, WhatIfError> {
+        let begun = saved.as_ref().map_or(position, |saved| of(&saved.report));
+        let leaf: Option<String> =
+            sqlx::query_scalar("SELECT encode(leaf_hash, 'hex') FROM events WHERE position = $1")
+                .bind(begun.0)
+                .fetch_optional(tx)
+                .await?;
+        match saved {
+            Some(saved) if saved.leaf == leaf => Ok(saved),
+            Some(_) => Err(WhatIfError::OtherLedger { position: begun }),
+            None => Ok(Self { leaf, after: None, done: 0, report: new(begun) }),
+        }
     }
+}
+
+/// A transaction that sees one moment. An answer takes one for each of its steps: nothing that is long
+/// holds back what the database may tidy up, and the answer's position keeps the steps together.
+async fn snapshot(pool: &PgPool) -> Result<PgTransaction<'static>, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *tx).await?;
+    Ok(tx)
+}
+
+/// How far a read model is.
+async fn shown(tx: &mut PgConnection, read_model: &str) -> Result<Position, sqlx::Error> {
+    let position: Option<i64> =
+        sqlx::query_scalar("SELECT position FROM projection_checkpoints WHERE name = $1")
+            .bind(read_model)
+            .fetch_optional(tx)
+            .await?;
+    Ok(Position(position.unwrap_or(0)))
 }
 
 /// What became of a message, as far as the policy goes: a message that passed may have been refused for
@@ -234,9 +272,20 @@ pub enum WhatIfError {
         /// How many.
         people: u64,
     },
+    /// More events of quotas than can be read in one go.
+    #[error(
+        "more than {MOST_EVENTS} events of quotas lie before that end: `botledger what-if` looks at any number"
+    )]
+    TooManyEvents,
     /// Terms that make no sense.
     #[error("the plan makes no sense")]
     Terms(#[source] TermsError),
+    /// What was kept of the answer tells of another ledger.
+    #[error("what was kept of the answer was told by another ledger: its event {position} is not this one's")]
+    OtherLedger {
+        /// Where they differ at the latest.
+        position: Position,
+    },
     /// The read model of policies is behind that of turns.
     #[error("the read models are catching up; try again shortly")]
     Late,
@@ -328,19 +377,10 @@ async fn answer(
     if question.until <= question.from {
         return Err(WhatIfError::Backwards);
     }
-    let mut tx = pool.begin().await?;
-    // Turns, standings and the ledger are seen as of one moment.
-    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *tx).await?;
-    let saved = match saved {
-        Some(saved) => saved,
-        None => {
-            let shown: Option<i64> =
-                sqlx::query_scalar("SELECT position FROM projection_checkpoints WHERE name = 'turns'")
-                    .fetch_optional(&mut *tx)
-                    .await?;
-            Saved::begin(WhatIfReport { position: Position(shown.unwrap_or(0)), ..WhatIfReport::default() })
-        }
-    };
+    let mut tx = snapshot(pool).await?;
+    let position = shown(&mut tx, "turns").await?;
+    let begin = |position| WhatIfReport { position, ..WhatIfReport::default() };
+    let saved = Saved::begin(&mut tx, saved, position, begin, |report| report.position).await?;
     let mut report = Reporter::new(question, saved);
     let position = report.saved.report.position;
     let writers: Vec<WriterRow> = sqlx::query_as(&format!(
@@ -357,6 +397,7 @@ async fn answer(
     if most.is_some_and(|most| messages > most) {
         return Err(WhatIfError::TooMany { messages });
     }
+    tx.rollback().await?;
     let people = writers.chunk_by(|one, other| one.subject == other.subject).count() as u64;
     let mut terms = TermsOf::new(question.workspace);
     let left = writers.partition_point(|writer| Some(writer.subject) <= report.saved.after);
@@ -365,8 +406,11 @@ async fn answer(
         // Nobody is cut in two.
         let (together, rest) = left.split_at(left.partition_point(|writer| writer.subject <= last));
         left = rest;
-        let mut heard = heard_from(pool, &mut tx, question, together, position, &mut terms).await?;
+        // Turns and standings are seen as of one moment.
+        let mut tx = snapshot(pool).await?;
+        let mut heard = heard_from(&mut tx, question, together, position, &mut terms).await?;
         let mut facts = standings_of(&mut tx, together, position).await?;
+        tx.rollback().await?;
         for WriterRow { bot_id, subject, .. } in together {
             let who = (BotId(*bot_id), SubjectId(*subject));
             let heard = heard.remove(&who).unwrap_or_default();
@@ -379,14 +423,12 @@ async fn answer(
         report.saved.done += together.chunk_by(|one, other| one.subject == other.subject).count() as u64;
         keep(&report.saved, people);
     }
-    tx.rollback().await?;
     Ok(report.done())
 }
 
 type Who = (BotId, SubjectId);
 
 async fn heard_from(
-    pool: &PgPool,
     tx: &mut PgConnection,
     question: &WhatIf,
     writers: &[WriterRow],
@@ -409,6 +451,9 @@ async fn heard_from(
     .bind(people)
     .fetch_all(&mut *tx)
     .await?;
+    // They went on since the answer was begun.
+    let late = rows.iter().filter(|row| row.updated_position > upto.0).map(|row| TurnId(row.turn_id));
+    let mut late = turns_as_of(tx, &late.collect::<Vec<_>>(), upto).await?;
     let mut heard: BTreeMap<Who, Vec<Heard>> = BTreeMap::new();
     for row in rows {
         let bot = BotId(row.bot_id);
@@ -417,11 +462,7 @@ async fn heard_from(
             // The same person with another bot has another standing, and a turn of its own.
             continue;
         }
-        // It went on since the answer was begun.
-        let row = match row.updated_position > upto.0 {
-            true => turn_as_of(pool, TurnId(row.turn_id), upto).await?.map_or(row, HeardRow::from),
-            false => row,
-        };
+        let row = late.remove(&row.turn_id).map_or(row, HeardRow::from);
         let policy = row.policy_owner.as_deref().and_then(|owner| {
             Some(PolicyRef {
                 owner: owner.parse().ok()?,

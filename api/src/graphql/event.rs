@@ -191,7 +191,7 @@ impl EventQuery {
     /// The ledger, newest first; with `asOf` what was in it then.
     #[graphql(
         guard = "Needs(Permission::ReadLedger)",
-        complexity = "super::page_cost(first, last) * child_complexity"
+        complexity = "super::past_cost(as_of.is_some()) + super::page_cost(first, last) * child_complexity"
     )]
     #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter and the moment")]
     async fn events(

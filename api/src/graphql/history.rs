@@ -1,7 +1,7 @@
 //! One thing through time: what every event changed, and what lies between two moments.
 
 use async_graphql::{Context, ID, Json, Object, SimpleObject, connection::EmptyFields};
-use botledger_domain::operator::Permission;
+use botledger_domain::{Position, operator::Permission};
 use botledger_projections::{EventFilter, Page, Step, ValueChange, changes_between, history};
 
 use super::{
@@ -73,6 +73,28 @@ async fn own(scope: &Scope<'_>, aggregate_type: &str, id: &ID) -> ApiResult<Opti
     }
 }
 
+/// Events of one thing that are folded for one answer, at most.
+const MOST_EVENTS: i64 = 100_000;
+
+/// Refuses what would have to fold too much.
+async fn is_short(scope: &Scope<'_>, aggregate_type: &str, id: &str, upto: Position) -> ApiResult<()> {
+    let stream = EventFilter {
+        aggregate_type: Some(aggregate_type.to_owned()),
+        aggregate_id: Some(id.to_owned()),
+        upto: Some(upto),
+        ..EventFilter::default()
+    };
+    let newest = scope.services.log.page(&stream, Page::newest(1)).await?.pop();
+    match newest {
+        Some(event) if event.sequence > MOST_EVENTS => Err(ApiError::bad_input(format!(
+            "{} events lie before that moment, at most {MOST_EVENTS} can be gone through in one request: ask \
+             about an earlier one, or use `botledger history` and `botledger diff`",
+            event.sequence
+        ))),
+        _ => Ok(()),
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct HistoryQuery;
 
@@ -82,7 +104,7 @@ impl HistoryQuery {
     /// named as in `Event`; of a global id the part behind the colon counts.
     #[graphql(
         guard = "Needs(Permission::ReadLedger)",
-        complexity = "super::page_cost(first, last) * child_complexity"
+        complexity = "super::past_cost(as_of.is_some()) + super::page_cost(first, last) * child_complexity"
     )]
     #[expect(clippy::too_many_arguments, reason = "Relay's four, the thing and the moment")]
     async fn history(
@@ -105,6 +127,7 @@ impl HistoryQuery {
         };
         let mut steps = Vec::new();
         if let Some(id) = own(&scope, &aggregate_type, &aggregate_id).await? {
+            is_short(&scope, &aggregate_type, &id, upto).await?;
             steps = history(log, &aggregate_type, &id, upto, paging.page).await?.unwrap_or_default();
         }
         log.flushed().await?;
@@ -133,6 +156,7 @@ impl HistoryQuery {
             return Err(ApiError::bad_input("from must not be after to"));
         }
         let Some(id) = own(&scope, &aggregate_type, &aggregate_id).await? else { return Ok(None) };
+        is_short(&scope, &aggregate_type, &id, to).await?;
         let between = changes_between(log, &aggregate_type, &id, from, to).await?;
         log.flushed().await?;
         Ok(between.map(|between| StateChanges {

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use async_graphql::{Context, OneofObject, context::QueryPathSegment};
@@ -37,10 +38,17 @@ pub(crate) struct Moment {
 
 /// Which fields of one request are answered from the past. A field tells it under its key in the
 /// answer, and whatever lies below finds it there.
-#[derive(Default)]
 pub(crate) struct Moments {
+    /// When the request came: copies of all its fields are waited for within one time.
+    begun: Instant,
     asked: Mutex<HashMap<String, Moment>>,
     edges: Mutex<HashMap<(Position, &'static str), Arc<Edges>>>,
+}
+
+impl Default for Moments {
+    fn default() -> Self {
+        Self { begun: Instant::now(), asked: Mutex::default(), edges: Mutex::default() }
+    }
 }
 
 fn key<'a>(ctx: &'a Context<'_>) -> Option<&'a str> {
@@ -103,8 +111,10 @@ impl<'a> Scope<'a> {
     pub(crate) async fn read(&self, read_model: &'static str) -> ApiResult<ReadPool> {
         let Some(moment) = self.moment else { return Ok(self.services.read.clone()) };
         // The answer has to be made in time as well.
-        let patience = self.services.config.request_timeout / 2;
-        Ok(self.services.past.at(read_model, moment.position, patience).await?)
+        let patience =
+            (self.services.config.request_timeout / 2).saturating_sub(self.request.moments.begun.elapsed());
+        let workspace = self.identity()?.workspace;
+        Ok(self.services.past.at(workspace, read_model, moment.position, patience).await?)
     }
 
     /// Rows of a read model that lists point to.

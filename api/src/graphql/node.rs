@@ -69,7 +69,10 @@ impl NodeQuery {
     }
 
     /// The same for many, at most 100, in the order asked for.
-    #[graphql(guard = "Needs(Permission::ReadOperations)", complexity = "ids.len() * (5 + child_complexity)")]
+    #[graphql(
+        guard = "Needs(Permission::ReadOperations)",
+        complexity = "ids.len() * (5 + child_complexity + if as_of.is_some() { 50 } else { 0 })"
+    )]
     async fn nodes(
         &self,
         ctx: &Context<'_>,

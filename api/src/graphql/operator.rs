@@ -138,7 +138,7 @@ impl OperatorQuery {
     /// All operators, newest first; with `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadLedger)",
-        complexity = "super::page_cost(first, last) * child_complexity"
+        complexity = "super::past_cost(as_of.is_some()) + super::page_cost(first, last) * child_complexity"
     )]
     #[expect(clippy::too_many_arguments, reason = "Relay's four, the moment and the position")]
     async fn operators(

@@ -303,7 +303,7 @@ impl RateLimitQuery {
     /// With `asOf` as they were then.
     #[graphql(
         guard = "Needs(Permission::ReadOperations)",
-        complexity = "super::page_cost(first, last) * child_complexity"
+        complexity = "super::past_cost(as_of.is_some()) + super::page_cost(first, last) * child_complexity"
     )]
     #[expect(clippy::too_many_arguments, reason = "Relay's four, the filter, the moment and the position")]
     async fn rate_overrides(

@@ -167,7 +167,7 @@ const PLAIN: &str = "
     LimitLeft.carried LimitLeft.limit LimitLeft.remaining LimitLeft.reserved LimitLeft.used
     LimitWarning.limit LimitWarning.used
     Plan.name Plan.tokens PlanLimit.amount PlanLimit.rollOver
-    PlanWhatIf.demandsChanged PlanWhatIf.estimated PlanWhatIf.peopleAsked PlanWhatIf.peopleChanged
+    PlanWhatIf.demandsChanged PlanWhatIf.estimated PlanWhatIf.peopleAsked PlanWhatIf.peopleChanged PlanWhatIf.unknown
     PlanWhatIfSums.held PlanWhatIfSums.refused PlanWhatIfSums.warnings
     Platform.simulated Platform.version
     Projection.error Projection.failedStream Projection.failedType Projection.holder Projection.name

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use botledger_domain::Position;
 use botledger_local::progress::say;
-use botledger_projections::{LogReader, Page, Step, ValueChange, changes_between, history};
+use botledger_projections::{LogReader, Page, Step, Story, ValueChange, changes_between};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Args;
 use serde_json::{Value, json};
@@ -96,11 +96,12 @@ impl History {
             Some(moment) => moment.position(&log).await?,
             None => log.head().await?,
         };
+        let mut story = Story::of(kind, id, upto).context("every kind of stream can be told")?;
         let mut left = if self.limit == 0 { u64::MAX } else { self.limit };
         let mut page = if self.newest { Page::newest(PAGE) } else { Page::oldest(PAGE) };
         while left > 0 {
             page.limit = PAGE.min(i64::try_from(left).unwrap_or(PAGE));
-            let steps = history(&log, kind, id, upto, page).await?.unwrap_or_default();
+            let steps = story.page(&log, page).await?;
             let Some(last) = steps.last() else { break };
             page.after = Some(last.event.position);
             left -= steps.len() as u64;

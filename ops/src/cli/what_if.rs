@@ -125,7 +125,12 @@ impl StateFile {
         Ok(())
     }
 
-    fn done(&self) {
+    /// Ends an answer that is shown: a failure to keep it on the way spoils nothing any more.
+    fn done(&self, failure: Option<anyhow::Error>) {
+        if let Some(error) = failure {
+            // Nobody may be looking.
+            let _ = writeln!(std::io::stderr(), "how far the answer had come could not be kept: {error:#}");
+        }
         if let Some(path) = &self.path {
             // The answer is there; a file that stays says so once more.
             let _ = std::fs::remove_file(path);
@@ -144,7 +149,7 @@ impl Asking {
         Ok((from.context("--days reaches back before there were days")?, until))
     }
 
-    /// Tells how far it is, and keeps it; the first failure to keep it is told at the end.
+    /// Tells how far it is, and keeps it; the first failure to keep it is told after the answer.
     fn keeper<'a, R: Serialize + Clone>(
         state: &'a StateFile,
         failure: &'a mut Option<anyhow::Error>,
@@ -183,11 +188,9 @@ async fn ask_policy(pool: &botledger_projections::ReadPool, question: WhatIf, ho
     let saved = state.load()?;
     let mut failure = None;
     let report = policy_what_if(pool, &question, saved, Asking::keeper(&state, &mut failure)).await?;
-    if let Some(error) = failure {
-        return Err(error).context("how far it had come could not be kept");
-    }
-    state.done();
-    how.show(&report, || lines(&report, &question, how.limit))
+    let shown = how.show(&report, || lines(&report, &question, how.limit))?;
+    state.done(failure);
+    Ok(shown)
 }
 
 impl TryPolicy {
@@ -253,11 +256,9 @@ impl TryRules {
         let mut failure = None;
         let report =
             plan_what_if(&pool, &question, None, saved, Asking::keeper(&state, &mut failure)).await?;
-        if let Some(error) = failure {
-            return Err(error).context("how far it had come could not be kept");
-        }
-        state.done();
-        self.how.show(&report, || plan_lines(&report, &question, self.how.limit))
+        let shown = self.how.show(&report, || plan_lines(&report, &question, self.how.limit))?;
+        state.done(failure);
+        Ok(shown)
     }
 }
 
@@ -277,8 +278,14 @@ fn plan_lines(report: &PlanReport, question: &PlanWhatIf, limit: usize) -> Vec<S
     )];
     if report.estimated > 0 {
         lines.push(format!(
-            "  {} that were refused would have been held: they count with what their person's others took",
+            "  {} that were refused would have been held: they count with what their person's answers before took",
             report.estimated
+        ));
+    }
+    if report.unknown > 0 {
+        lines.push(format!(
+            "  {} that were refused count so again: how much they asked for of what this plan limits is not known",
+            report.unknown
         ));
     }
     lines.push(format!("{:<24} {:>15} {:>15}", "", "before", "after"));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use botledger_domain::{
     Decide, PlanName, Position, RecordedEvent, ReservationId, SubjectId, WorkspaceId,
-    account::{Amounts, PlanTerms, Unit},
+    account::{Amounts, PlanTerms, Unit, shortage},
     quota::{Quota, QuotaCommand, QuotaEvent},
 };
 use chrono::{DateTime, Utc};
@@ -14,11 +14,13 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::{Saved, WhatIfError};
+use super::{Saved, WhatIfError, shown, snapshot};
 use crate::{ProjectionError, log::LogRow};
 
 /// People in one question of [`plan_what_if`] that has to be answered at once, at most.
 pub const MOST_PEOPLE: u64 = 10_000;
+/// Events of quotas in one such question, at most.
+pub(super) const MOST_EVENTS: i64 = 1_000_000;
 /// Quotas whose streams are read together.
 const TOGETHER: i64 = 200;
 
@@ -108,8 +110,12 @@ pub struct PlanReport {
     /// People who demanded something.
     pub people: u64,
     /// Demands that were refused and would not have been: nobody knows what they would have used. They
-    /// count as their person's other demands of the time on average, or as was asked where there are none.
+    /// count as their person's demands before them on average, or as was asked where there are none.
     pub estimated: u64,
+    /// Demands that were refused, whatever limits the plan has on units of which nobody knows how much
+    /// they asked for: of a refused demand the ledger tells the unit that was short, and nothing that the
+    /// person demanded before tells the others. They count as refused again.
+    pub unknown: u64,
     pub before: PlanSums,
     pub after: PlanSums,
     /// Oldest first.
@@ -134,31 +140,25 @@ pub async fn plan_what_if(
         return Err(WhatIfError::Backwards);
     }
     let terms = question.terms.clone().checked().map_err(WhatIfError::Terms)?;
-    let mut tx = pool.begin().await?;
-    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *tx).await?;
-    let mut saved = match saved {
-        Some(saved) => saved,
-        None => {
-            let shown: Option<i64> =
-                sqlx::query_scalar("SELECT position FROM projection_checkpoints WHERE name = 'quotas'")
-                    .fetch_optional(&mut *tx)
-                    .await?;
-            let position = Position(shown.unwrap_or(0));
-            Saved::begin(PlanReport { position, ..PlanReport::default() })
-        }
-    };
+    let mut tx = snapshot(pool).await?;
+    let position = shown(&mut tx, "quotas").await?;
+    let begin = |position| PlanReport { position, ..PlanReport::default() };
+    let mut saved = Saved::begin(&mut tx, saved, position, begin, |report| report.position).await?;
     let upto = saved.report.position;
+    let mut may_read = most.map(|_| MOST_EVENTS);
     let all: i64 =
         sqlx::query_scalar("SELECT count(*) FROM quotas WHERE workspace = $1 AND created_position <= $2")
             .bind(question.workspace.uuid())
             .bind(upto.0)
             .fetch_one(&mut *tx)
             .await?;
+    tx.rollback().await?;
     let all = u64::try_from(all).unwrap_or(0);
     if most.is_some_and(|most| all > most) {
         return Err(WhatIfError::TooManyPeople { people: all });
     }
     loop {
+        let mut tx = snapshot(pool).await?;
         let quotas: Vec<Uuid> = sqlx::query_scalar(
             "SELECT quota_id FROM quotas WHERE workspace = $1 AND created_position <= $2
              AND ($3::uuid IS NULL OR quota_id > $3) ORDER BY quota_id LIMIT $4",
@@ -170,7 +170,9 @@ pub async fn plan_what_if(
         .fetch_all(&mut *tx)
         .await?;
         let Some(last) = quotas.last().copied() else { break };
-        for facts in facts_of(&mut tx, &quotas, upto).await? {
+        let facts = facts_of(&mut tx, &quotas, upto, &mut may_read).await?;
+        tx.rollback().await?;
+        for facts in facts {
             replay(question, &terms, facts, &mut saved.report);
             tokio::task::yield_now().await;
         }
@@ -178,7 +180,6 @@ pub async fn plan_what_if(
         saved.after = Some(last);
         keep(&saved, all);
     }
-    tx.rollback().await?;
     let mut report = saved.report;
     report.demands.sort_by_key(|demand| demand.position);
     report.people_changed.sort_by_key(|person| person.position);
@@ -187,18 +188,31 @@ pub async fn plan_what_if(
 
 type Facts = Vec<(Position, QuotaEvent)>;
 
-async fn facts_of(tx: &mut PgConnection, quotas: &[Uuid], upto: Position) -> Result<Vec<Facts>, WhatIfError> {
+/// What happened to these quotas; takes it from what may still be read, where that has an end.
+async fn facts_of(
+    tx: &mut PgConnection,
+    quotas: &[Uuid],
+    upto: Position,
+    may_read: &mut Option<i64>,
+) -> Result<Vec<Facts>, WhatIfError> {
     let streams: Vec<String> = quotas.iter().map(Uuid::to_string).collect();
     let rows: Vec<LogRow> = sqlx::query_as(
         "SELECT position, recorded_at, aggregate_type, aggregate_id, sequence, event_type, event_version,
              payload::text AS payload, metadata::text AS metadata
          FROM events WHERE aggregate_type = 'quota' AND aggregate_id = ANY($1) AND position <= $2
-         ORDER BY aggregate_id, sequence",
+         ORDER BY aggregate_id, sequence LIMIT $3",
     )
     .bind(streams)
     .bind(upto.0)
+    .bind(may_read.map(|left| left + 1))
     .fetch_all(tx)
     .await?;
+    if let Some(left) = may_read {
+        *left -= i64::try_from(rows.len()).unwrap_or(i64::MAX);
+        if *left < 0 {
+            return Err(WhatIfError::TooManyEvents);
+        }
+    }
     let mut facts: BTreeMap<String, Facts> = BTreeMap::new();
     for recorded in rows.into_iter().map(RecordedEvent::from) {
         let fact = recorded.decode::<Quota>().map_err(ProjectionError::from)?;
@@ -262,21 +276,64 @@ impl Tried {
     }
 }
 
-/// What the person's answers took on average; what was asked where there are none.
-fn usual(facts: &Facts, question: &PlanWhatIf, asked: Amounts) -> Amounts {
-    let settled: Vec<Amounts> = facts
-        .iter()
-        .filter(|(_, fact)| (question.from..question.until).contains(&moment(fact)))
-        .filter_map(|(_, fact)| match fact {
-            QuotaEvent::TokensSettled { charged, overrun, .. } => Some(charged.plus(*overrun)),
-            _ => None,
-        })
-        .collect();
-    let many = settled.len() as u64;
-    if many == 0 {
-        return asked;
+/// What is known of a person's demands before one.
+#[derive(Default)]
+struct Habits {
+    /// Of the last that was held.
+    asked: Option<Amounts>,
+    taken: Amounts,
+    answers: u64,
+}
+
+impl Habits {
+    fn learn(&mut self, fact: &QuotaEvent) {
+        match fact {
+            QuotaEvent::TokensReserved { held, .. } => self.asked = Some(*held),
+            QuotaEvent::TokensSettled { charged, overrun, .. } => {
+                self.taken = self.taken.plus(charged.plus(*overrun));
+                self.answers += 1;
+            }
+            _ => {}
+        }
     }
-    Amounts::sum(&settled).with(asked, |sum, _| sum / many)
+
+    /// What a demand asked for that was short of one unit, as far as is known: every one is one message.
+    fn asked(&self, unit: Unit, requested: u64) -> Amounts {
+        let certain = Amounts::only(unit, requested).with(Amounts::only(Unit::Messages, 1), u64::max);
+        certain
+            .with(self.asked.unwrap_or_default(), |certain, usual| if certain > 0 { certain } else { usual })
+    }
+
+    /// Whether terms limit nothing that is unknown about such a demand.
+    fn tell(&self, unit: Unit, terms: &PlanTerms) -> bool {
+        let told = |limited: Unit| limited == unit || limited == Unit::Messages;
+        self.asked.is_some() || terms.limits.iter().all(|limit| told(limit.unit))
+    }
+
+    /// What an answer takes: what theirs took on average, what was asked where there were none.
+    fn usual(&self, asked: Amounts) -> Amounts {
+        match self.answers {
+            0 => asked,
+            answers => self.taken.with(asked, |sum, _| sum / answers),
+        }
+    }
+}
+
+/// Lets the meters of limits that the quota did not have count what was charged in their windows before.
+fn make_up_for(tried: &mut Quota, was: &Quota, before: &[(Position, QuotaEvent)]) {
+    let had = &was.account.terms.limits;
+    for meter in &mut tried.account.meters {
+        if had.iter().any(|limit| (limit.unit, limit.period) == (meter.unit, meter.period)) {
+            continue;
+        }
+        let charged = before.iter().filter_map(|(_, fact)| match fact {
+            QuotaEvent::TokensSettled { charged, settled_at, .. } if *settled_at >= meter.window.start => {
+                Some(charged)
+            }
+            _ => None,
+        });
+        meter.used = Amounts::sum(charged).of(meter.unit);
+    }
 }
 
 fn replay(question: &PlanWhatIf, terms: &PlanTerms, facts: Facts, report: &mut PlanReport) {
@@ -285,12 +342,11 @@ fn replay(question: &PlanWhatIf, terms: &PlanTerms, facts: Facts, report: &mut P
     let mut whose = None;
     let (mut before, mut after) = (PlanSums::default(), PlanSums::default());
     let mut demands: BTreeMap<ReservationId, DemandDifference> = BTreeMap::new();
-    // What a demand of theirs looks like: of a refused one only the unit that was short is told.
-    let mut usually_asked = Amounts::default();
-    let mut estimated = 0;
+    let mut habits = Habits::default();
+    let (mut estimated, mut unknown) = (0, 0);
     let asked_for =
         |was: &Quota| question.of_plan.is_none() || was.plan.is_some() && was.plan == question.of_plan;
-    for (position, fact) in &facts {
+    for (index, (position, fact)) in facts.iter().enumerate() {
         let now = moment(fact);
         if now >= question.until {
             break;
@@ -317,9 +373,11 @@ fn replay(question: &PlanWhatIf, terms: &PlanTerms, facts: Facts, report: &mut P
             if let Some(command) = assign(&was.plan) {
                 begun.decide(command, question.from);
             }
+            make_up_for(&mut begun.quota, &was, &facts[..index]);
             tried = Some(begun);
         }
         apply(&mut was, fact.clone());
+        habits.learn(fact);
         if now < question.from {
             continue;
         }
@@ -357,16 +415,23 @@ fn replay(question: &PlanWhatIf, terms: &PlanTerms, facts: Facts, report: &mut P
             QuotaEvent::TokensReserved { reservation, held, .. } => {
                 let then = other.demand(*reservation, *held, now);
                 demanded(*reservation, Demand::Held, then);
-                usually_asked = *held;
             }
             QuotaEvent::QuotaExceeded { reservation, unit, requested, .. } => {
-                let short = Amounts::only(*unit, *requested);
-                let asked = short.with(usually_asked, |short, usual| if short > 0 { short } else { usual });
+                let asked = habits.asked(*unit, *requested);
+                // A turn takes a token at least, whatever else is unknown.
+                let least = Amounts { tokens: asked.tokens.max(1), ..asked };
+                if !habits.tell(*unit, &other.quota.account.terms)
+                    && shortage(&other.quota.left_at(now), least).is_none()
+                {
+                    unknown += 1;
+                    demanded(*reservation, Demand::Refused(*unit), Demand::Refused(*unit));
+                    continue;
+                }
                 let then = other.demand(*reservation, asked, now);
                 demanded(*reservation, Demand::Refused(*unit), then);
                 if then == Demand::Held {
                     estimated += 1;
-                    let charged = other.settle(*reservation, usual(&facts, question, asked), now);
+                    let charged = other.settle(*reservation, habits.usual(asked), now);
                     if let Some(demand) = demands.get_mut(reservation) {
                         demand.charged_after = charged;
                     }
@@ -399,6 +464,7 @@ fn replay(question: &PlanWhatIf, terms: &PlanTerms, facts: Facts, report: &mut P
     after.warnings = tried.warnings;
     report.people += 1;
     report.estimated += estimated;
+    report.unknown += unknown;
     report.before.plus(before);
     report.after.plus(after);
     if before != after {

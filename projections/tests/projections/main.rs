@@ -5,6 +5,7 @@
 
 mod blue_green;
 mod budgets;
+mod history;
 mod lease;
 mod limits;
 mod log;

@@ -2,13 +2,15 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use botledger_domain::Position;
+use botledger_domain::{Position, WorkspaceId};
 use botledger_projections::{BotsProjection, Past, PastConfig, PastError, Projection};
 use sqlx::PgPool;
+use uuid::Uuid;
 
 use crate::support::{Desk, Tally, append_sessions, fold, journal, once, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const WORKSPACE: WorkspaceId = WorkspaceId(Uuid::from_u128(1));
 
 async fn rows(pool: &PgPool, projection: &Arc<dyn Projection>, schema: &str) -> Vec<String> {
     let mut all = Vec::new();
@@ -67,7 +69,7 @@ async fn every_read_model_is_at_every_position_what_it_was_live(pool: PgPool) {
             asked.reverse();
         }
         for ((name, position), then) in asked {
-            let copy = past.at(name, *position, PATIENCE).await.unwrap();
+            let copy = past.at(WORKSPACE, name, *position, PATIENCE).await.unwrap();
             assert_eq!(&rows(&copy, &projections[name], "").await, then, "{name} as of {position}");
         }
         until("those nobody asks for go", async || connections(&pool).await <= 3).await;
@@ -81,7 +83,7 @@ async fn many_who_ask_the_same_wait_for_one_copy_and_what_is_lost_is_made_again(
     let tally = Tally::create(&pool).await;
     let head = append_sessions(&journal(&pool), 300).await;
     let past = Past::new(&pool, vec![tally], PastConfig::default());
-    let asked: Vec<_> = (0..8).map(|_| past.at("tally", head, PATIENCE)).collect();
+    let asked: Vec<_> = (0..8).map(|_| past.at(WORKSPACE, "tally", head, PATIENCE)).collect();
     for copy in futures::future::join_all(asked).await {
         let copy = copy.unwrap();
         let counted: Vec<(i64, i64)> = sqlx::query_as("SELECT position, times FROM tally ORDER BY position")
@@ -104,7 +106,7 @@ async fn many_who_ask_the_same_wait_for_one_copy_and_what_is_lost_is_made_again(
     // Whoever reads from the lost one gets an error, never today's rows; the next one gets a new copy.
     let mut tries = 0;
     let counted = loop {
-        let copy = past.at("tally", head, PATIENCE).await.unwrap();
+        let copy = past.at(WORKSPACE, "tally", head, PATIENCE).await.unwrap();
         match sqlx::query_scalar::<_, i64>("SELECT count(*) FROM tally").fetch_one(&copy).await {
             Ok(counted) => break counted,
             Err(_) => tries += 1,
@@ -119,19 +121,25 @@ async fn too_large_poisoned_and_unknown_ones_are_refused_with_the_reason(pool: P
     let tally = Tally::create(&pool).await;
     let head = append_sessions(&journal(&pool), 30).await;
     let small = PastConfig { bytes: 1, ..PastConfig::default() };
-    let refused = Past::new(&pool, vec![tally.clone()], small).at("tally", head, PATIENCE).await;
+    let small = Past::new(&pool, vec![tally.clone()], small);
+    let refused = small.at(WORKSPACE, "tally", Position(20), PATIENCE).await;
     assert!(matches!(refused, Err(PastError::TooLarge { most: 1, .. })), "{refused:?}");
+    // It is not made once more to be refused once more; nobody has to wait for that.
+    let again = small.at(WORKSPACE, "tally", head, Duration::ZERO).await;
+    assert!(matches!(again, Err(PastError::TooLarge { upto, .. }) if upto == head), "{again:?}");
+    let earlier = small.at(WORKSPACE, "tally", Position(10), Duration::ZERO).await;
+    assert!(matches!(earlier, Err(PastError::Building { .. })), "an earlier one may be smaller: {earlier:?}");
 
     let past = Past::new(&pool, vec![tally.clone()], PastConfig::default());
-    assert!(matches!(past.at("nothing", head, PATIENCE).await, Err(PastError::Unknown { .. })));
+    assert!(matches!(past.at(WORKSPACE, "nothing", head, PATIENCE).await, Err(PastError::Unknown { .. })));
     tally.poison([7]);
-    assert!(matches!(past.at("tally", head, PATIENCE).await, Err(PastError::Failed { .. })));
-    assert!(past.at("tally", Position(6), PATIENCE).await.is_ok(), "what lies before is there");
+    assert!(matches!(past.at(WORKSPACE, "tally", head, PATIENCE).await, Err(PastError::Failed { .. })));
+    assert!(past.at(WORKSPACE, "tally", Position(6), PATIENCE).await.is_ok(), "what lies before is there");
     sqlx::query("INSERT INTO projection_decisions (name, position, decision, reason) VALUES ('tally', 7, 'skip', 'bad')")
         .execute(&pool)
         .await
         .unwrap();
-    let copy = past.at("tally", head, PATIENCE).await.unwrap();
+    let copy = past.at(WORKSPACE, "tally", head, PATIENCE).await.unwrap();
     let counted: i64 = sqlx::query_scalar("SELECT count(*) FROM tally").fetch_one(&copy).await.unwrap();
     assert_eq!(counted, head.0 - 1, "what an operator left out is left out");
 }
@@ -142,12 +150,66 @@ async fn one_that_is_being_made_says_how_far_it_is_and_too_many_are_refused(pool
     let config = PastConfig { builds: 1, waiting: 1, ..PastConfig::default() };
     let bots: Arc<dyn Projection> = Arc::new(BotsProjection);
     let past = Past::new(&pool, vec![bots], config);
-    let at_once = |position: i64| past.at("bots", Position(position), Duration::ZERO);
+    let at_once = |position: i64| past.at(WORKSPACE, "bots", Position(position), Duration::ZERO);
     // Nothing runs between these: the builders wait for this task to wait.
     let asked = futures::future::join_all([at_once(1), at_once(2), at_once(3)]).await;
     assert!(matches!(asked[0], Err(PastError::Building { upto: Position(1), .. })), "{asked:?}");
     assert!(matches!(asked[1], Err(PastError::Building { upto: Position(2), .. })), "{asked:?}");
     assert!(matches!(asked[2], Err(PastError::Busy)), "{asked:?}");
-    assert!(past.at("bots", Position(1), PATIENCE).await.is_ok(), "it went on being made");
-    assert!(past.at("bots", head, PATIENCE).await.is_ok());
+    assert!(past.at(WORKSPACE, "bots", Position(1), PATIENCE).await.is_ok(), "it went on being made");
+    assert!(past.at(WORKSPACE, "bots", head, PATIENCE).await.is_ok());
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn one_that_nobody_asks_for_ends_by_itself_and_so_does_an_old_one(pool: PgPool) {
+    let head = append_sessions(&journal(&pool), 20).await;
+    let bots: Arc<dyn Projection> = Arc::new(BotsProjection);
+    let idle = PastConfig { idle: Duration::from_millis(300), ..PastConfig::default() };
+    let past = Past::new(&pool, vec![Arc::clone(&bots)], idle);
+    drop(past.at(WORKSPACE, "bots", head, PATIENCE).await.unwrap());
+    until("it goes without another that takes its place", async || connections(&pool).await == 0).await;
+
+    let old = PastConfig { age: Duration::from_millis(300), ..PastConfig::default() };
+    let past = Past::new(&pool, vec![bots], old);
+    let reader = past.at(WORKSPACE, "bots", head, PATIENCE).await.unwrap();
+    let asked = async || {
+        // It is asked for all the time.
+        let copy = past.at(WORKSPACE, "bots", head, PATIENCE).await.unwrap();
+        copy.connect_options().get_application_name() == Some("botledger-past")
+            && connections(&pool).await == 2
+    };
+    until("another one is made while the old one is read", asked).await;
+    sqlx::query("SELECT count(*) FROM bots").execute(&reader).await.expect("who reads goes on");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn one_that_nobody_waits_for_any_more_is_given_up(pool: PgPool) {
+    append_sessions(&journal(&pool), 20).await;
+    let bots: Arc<dyn Projection> = Arc::new(BotsProjection);
+    let config = PastConfig { builds: 1, waiting: 1, wanted: Duration::ZERO, ..PastConfig::default() };
+    let past = Past::new(&pool, vec![bots], config);
+    let at_once = |position: i64| past.at(WORKSPACE, "bots", Position(position), Duration::ZERO);
+    // Both are asked for and left alone before a builder runs.
+    let asked = futures::future::join_all([at_once(1), at_once(2)]).await;
+    assert!(asked.iter().all(|one| matches!(one, Err(PastError::Building { .. }))), "{asked:?}");
+    until("there is place again", async || !matches!(at_once(3).await, Err(PastError::Busy))).await;
+    assert!(past.at(WORKSPACE, "bots", Position(4), PATIENCE).await.is_ok(), "who waits gets one");
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn one_workspace_gets_its_share_of_what_is_made_and_no_more(pool: PgPool) {
+    append_sessions(&journal(&pool), 20).await;
+    let bots: Arc<dyn Projection> = Arc::new(BotsProjection);
+    let config = PastConfig { builds: 1, waiting: 3, share: 2, ..PastConfig::default() };
+    let past = Past::new(&pool, vec![bots], config);
+    let ask = |workspace: u128, position: i64| {
+        past.at(WorkspaceId(Uuid::from_u128(workspace)), "bots", Position(position), Duration::ZERO)
+    };
+    let asked = futures::future::join_all([ask(1, 1), ask(1, 2), ask(1, 3), ask(2, 4), ask(1, 4)]).await;
+    let busy: Vec<bool> = asked.iter().map(|one| matches!(one, Err(PastError::Busy))).collect();
+    assert_eq!(
+        busy,
+        [false, false, true, false, false],
+        "what others have asked for is no new one: {asked:?}"
+    );
 }

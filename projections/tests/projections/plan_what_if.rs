@@ -79,6 +79,7 @@ async fn an_interrupted_answer_goes_on_and_what_came_later_changes_nothing(pool:
     assert_eq!((whole.demands.len(), whole.people_changed.len(), kept.len()), (230, 230, 2));
     assert!(whole.demands.is_sorted_by_key(|demand| demand.position));
 
+    let another = kept[0].clone();
     demanded(&journal, &mut people, 2).await;
     let shown = fold(&pool, &quotas, shown, &[]).await.unwrap();
     set_checkpoint(&pool, "quotas", shown).await;
@@ -88,6 +89,11 @@ async fn an_interrupted_answer_goes_on_and_what_came_later_changes_nothing(pool:
         let again = plan_what_if(&pool, &question, None, Some(saved), |_, _| {}).await.unwrap();
         assert_eq!(again, whole);
     }
+    let mut elsewhere: serde_json::Value = serde_json::from_str(&another).unwrap();
+    elsewhere["leaf"] = "00".repeat(32).into();
+    let elsewhere: Saved<PlanReport> = serde_json::from_value(elsewhere).unwrap();
+    let refused = plan_what_if(&pool, &question, None, Some(elsewhere), |_, _| {}).await;
+    assert!(matches!(refused, Err(WhatIfError::OtherLedger { position }) if position == whole.position));
     let now = plan_what_if(&pool, &question, None, None, |_, _| {}).await.unwrap();
     assert_eq!((now.before.held, now.after.held), (1_150, 460), "a new answer knows what came later");
 

@@ -145,9 +145,15 @@ impl PlanWhatIf {
     }
 
     /// Demands that were refused and would have been held: nobody knows what they would have used. They
-    /// count with what their person's others took on average.
+    /// count with what their person's answers before them took on average.
     async fn estimated(&self) -> BigInt {
         big(self.0.estimated)
+    }
+
+    /// Demands that were refused and count as refused again, because nobody knows how much they asked for
+    /// of a unit that this plan limits.
+    async fn unknown(&self) -> BigInt {
+        big(self.0.unknown)
     }
 
     /// As it was.
@@ -234,9 +240,11 @@ impl PlanWhatIfQuery {
         match plan_what_if(&scope.services.read, &question, Some(MOST_PEOPLE), None, |_, _| {}).await {
             Ok(report) => Ok(PlanWhatIf(report)),
             Err(WhatIfError::Terms(error)) => Err(ApiError::bad_input(error.to_string())),
-            Err(error @ (WhatIfError::Backwards | WhatIfError::TooManyPeople { .. })) => {
-                Err(ApiError::bad_input(error.to_string()))
-            }
+            Err(
+                error @ (WhatIfError::Backwards
+                | WhatIfError::TooManyPeople { .. }
+                | WhatIfError::TooManyEvents),
+            ) => Err(ApiError::bad_input(error.to_string())),
             Err(error) => Err(ApiError::unavailable(error)),
         }
     }

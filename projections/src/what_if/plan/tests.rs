@@ -107,14 +107,59 @@ fn a_larger_plan_would_have_held_who_was_refused_at_what_the_others_took() {
 }
 
 #[test]
-fn another_unit_counts_from_the_beginning_of_the_time() {
+fn a_new_limit_counts_what_was_charged_in_its_window_before_the_time() {
     let mut street = Street::on(plan(Unit::Messages, 100));
     for _ in 0..6 {
         street.demands(100, 50);
     }
-    // The first three lie before the time; tokens were counted by nobody then.
-    let report = street.ask_from(plan(Unit::Tokens, 120), noon() + TimeDelta::minutes(4));
-    assert_eq!((report.before.held, report.after.held, report.after.refused), (3, 1, 2));
+    // Three lie before the time and took 150.
+    let from = noon() + TimeDelta::minutes(4);
+    let report = street.ask_from(plan(Unit::Tokens, 300), from);
+    assert_eq!((report.before.held, report.after.held, report.after.refused), (3, 2, 1));
+    // Another period of the same unit: what lies before its window does not count.
+    let mut hourly = plan(Unit::Messages, 4);
+    hourly.limits[0].period = Period::Hour;
+    let report = street.ask_from(hourly.clone(), from);
+    assert_eq!((report.after.held, report.after.refused), (1, 2));
+    street.now += TimeDelta::hours(2);
+    let from = street.now;
+    street.demands(100, 50);
+    assert_eq!(street.ask_from(hourly, from).after.refused, 0);
+}
+
+#[test]
+fn who_was_refused_the_whole_time_asks_for_what_they_asked_for_before_it() {
+    let mut street = Street::on(plan(Unit::Messages, 1));
+    street.demands(100, 40);
+    let from = street.now + TimeDelta::seconds(1);
+    for _ in 0..4 {
+        street.demands(100, 40);
+    }
+    let report = street.ask_from(plan(Unit::Messages, 3), from);
+    assert_eq!((report.before.held, report.before.refused), (0, 4));
+    assert_eq!((report.after.held, report.after.refused), (2, 2), "one was used before");
+    let report = street.ask_from(plan(Unit::Tokens, 200), from);
+    assert_eq!((report.after.held, report.after.refused), (2, 2), "40, 80 and 120 leave room for 100 twice");
+    assert_eq!((report.after.charged.tokens, report.estimated, report.unknown), (80, 2, 0));
+}
+
+#[test]
+fn who_never_was_held_asks_for_a_message_each_time_and_for_nobody_knows_how_much_money() {
+    let mut street = Street::on(plan(Unit::Tokens, 5));
+    for _ in 0..4 {
+        street.demands(100, 40);
+    }
+    let report = street.ask(plan(Unit::Messages, 3));
+    assert_eq!((report.before.refused, report.after.held, report.after.refused), (4, 3, 1));
+    assert_eq!((report.after.charged.messages, report.unknown), (3, 0));
+    let report = street.ask(plan(Unit::Money, 3));
+    assert_eq!((report.after.held, report.after.refused, report.unknown), (0, 4, 4));
+    assert!(report.demands.is_empty());
+    // What is short of something that is known is refused, whatever else it asked for.
+    let mut both = plan(Unit::Money, 3);
+    both.limits.extend(plan(Unit::Tokens, 5).limits);
+    let report = street.ask(both);
+    assert_eq!((report.after.refused, report.unknown), (4, 0));
 }
 
 #[test]
