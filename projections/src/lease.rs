@@ -143,7 +143,10 @@ impl Leases {
         connection: &'a mut Option<PgConnection>,
     ) -> Result<&'a mut PgConnection, sqlx::Error> {
         if connection.is_none() {
-            *connection = Some(PgConnection::connect_with(&self.pool.connect_options()).await?);
+            // A row that somebody else has locked is left for the next heartbeat.
+            let patience = format!("{}ms", self.config.beat.as_millis().max(1));
+            let options = (*self.pool.connect_options()).clone().options([("lock_timeout", patience)]);
+            *connection = Some(PgConnection::connect_with(&options).await?);
         }
         Ok(connection.as_mut().expect("it is there, or was just made"))
     }
