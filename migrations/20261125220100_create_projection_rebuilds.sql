@@ -121,6 +121,8 @@ BEGIN
     IF place NOT IN ('read_next', 'read_previous') THEN
         RAISE EXCEPTION 'copies are never in %', place;
     END IF;
+    -- Until the commit: a caller who is paused with these locks must not keep readers out.
+    PERFORM set_config('idle_in_transaction_session_timeout', '3s', true);
     FOREACH wanted IN ARRAY names LOOP
         EXECUTE format('LOCK TABLE read.%I IN ACCESS EXCLUSIVE MODE', wanted);
         IF EXISTS (

@@ -402,7 +402,7 @@ pub async fn swap(
     let (name, version) = (projection.name(), projection.version());
     let mut connection = PgConnection::connect_with(&pool.connect_options()).await?;
     let mut tx = connection.begin().await?;
-    beside(&mut tx, None).await?;
+    beside(&mut tx, PATIENCE).await?;
     let live = runner::lock_for_rebuild(&mut tx, name, version).await?;
     let open = lock_of(&mut tx, name, &OPEN).await?.ok_or_else(|| ChangeError::NotOpen(name.to_owned()))?;
     if open.version != version {
@@ -426,7 +426,6 @@ pub async fn swap(
     if let Some(kept) = lock_of(&mut tx, name, &["swapped"]).await? {
         set_state(&mut tx, kept.id, "done").await?;
     }
-    trade(&mut tx, "read_next", &open.tables).await?;
     runner::finish_rebuild(&mut tx, name, version, position).await?;
     sqlx::query!(
         "UPDATE projection_rebuilds
@@ -442,6 +441,8 @@ pub async fn swap(
     .await?;
     change.record(&mut tx, &open, "swapped", position.0).await?;
     let done = row(&mut tx, open.id).await?;
+    // Last: from here until the commit nobody can read.
+    trade(&mut tx, "read_next", &open.tables).await?;
     tx.commit().await?;
     tracing::info!(projection = name, version, "{name} is served from its rebuild, as of event {position}");
     Ok(done.into())
@@ -464,11 +465,11 @@ pub async fn roll_back(pool: &PgPool, name: &str, change: Change<'_>) -> Result<
     let (Some(version), Some(position)) = (kept.previous_version, kept.previous_position) else {
         return Err(ChangeError::NothingKept(name.to_owned()));
     };
-    trade(&mut tx, "read_previous", &kept.tables).await?;
     runner::finish_rebuild(&mut tx, name, version, Position(position)).await?;
     set_state(&mut tx, kept.id, "rolled_back").await?;
     change.record(&mut tx, &kept, "rolled_back", position).await?;
     let done = row(&mut tx, kept.id).await?;
+    trade(&mut tx, "read_previous", &kept.tables).await?;
     tx.commit().await?;
     tracing::info!(
         projection = name,
@@ -553,10 +554,10 @@ async fn trade(tx: &mut PgTransaction<'_>, place: &str, tables: &[String]) -> Re
     Err(ChangeError::Busy)
 }
 
-/// Until the end of the transaction the copies stand where projections look for their tables. With a
-/// patience the server ends the transaction when this process is paused in the middle of it.
-async fn beside(tx: &mut PgConnection, patience: Option<Duration>) -> Result<(), sqlx::Error> {
-    let patience = patience.unwrap_or_default().as_millis().to_string();
+/// Until the end of the transaction the copies stand where projections look for their tables, and the
+/// server ends the transaction when this process is paused in the middle of it.
+async fn beside(tx: &mut PgConnection, patience: Duration) -> Result<(), sqlx::Error> {
+    let patience = patience.as_millis().to_string();
     sqlx::query!(
         "SELECT set_config('search_path', 'public, read_next', true) AS place,
                 set_config('idle_in_transaction_session_timeout', $1, true) AS patience",
@@ -593,20 +594,30 @@ pub async fn work_on_rebuilds(
     let most = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     // Whether each is filling: only those are work. Following the ledger is a page now and then.
     let mut working: BTreeMap<i64, bool> = BTreeMap::new();
-    let mut tasks: JoinSet<(i64, bool)> = JoinSet::new();
+    let mut tasks: JoinSet<bool> = JoinSet::new();
+    let mut fillers: BTreeMap<tokio::task::Id, i64> = BTreeMap::new();
     let mut failing = false;
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = cancel.cancelled() => break,
-            Some(ended) = tasks.join_next() => {
-                // A panic was reported by the runtime; its rebuild waits for another process.
-                if let Ok((id, moved)) = ended
-                    && working.remove(&id) == Some(true)
-                    && moved
-                {
-                    look.reset_immediately();
+            Some(ended) = tasks.join_next_with_id() => {
+                let (task, moved) = match ended {
+                    Ok((task, moved)) => (task, Ok(moved)),
+                    Err(error) => (error.id(), Err(error)),
+                };
+                let Some(id) = fillers.remove(&task) else { continue };
+                let filling = working.remove(&id) == Some(true);
+                match moved {
+                    Ok(true) if filling => look.reset_immediately(),
+                    Ok(_) => {}
+                    // It would panic again: somebody has to look at it.
+                    Err(panic) => {
+                        if let Err(error) = stop(&pool, id, &panic.to_string()).await {
+                            tracing::warn!(error = %error, "a rebuild that panicked could not be stopped; trying again");
+                        }
+                    }
                 }
                 continue;
             }
@@ -633,17 +644,34 @@ pub async fn work_on_rebuilds(
             let filler =
                 Filler { pool: pool.clone(), id, projection: Arc::clone(projection), cancel: cancel.clone() };
             working.insert(id, filling);
-            tasks.spawn(async move {
-                let moved = filler.run().await.unwrap_or_else(|error| {
+            let task = tasks.spawn(async move {
+                let error = match filler.run().await {
+                    Ok(moved) => return moved,
+                    Err(error) => error,
+                };
+                if misfits(&error) {
+                    let text = format!(
+                        "the tables were changed by a migration: cancel the rebuild and start again ({})",
+                        runner::chain(&error)
+                    );
+                    match stop(&filler.pool, id, &text).await {
+                        Ok(()) => tracing::error!(projection = name, "the rebuild of {name} stopped: {text}"),
+                        Err(error) => tracing::warn!(
+                            projection = name,
+                            error = %error,
+                            "the rebuild of {name} could not be stopped; trying again"
+                        ),
+                    }
+                } else {
                     tracing::warn!(
                         projection = name,
                         error = %error,
                         "the rebuild of {name} was interrupted; trying again"
                     );
-                    false
-                });
-                (id, moved)
+                }
+                false
             });
+            fillers.insert(task.id(), id);
         }
     }
     while tasks.join_next().await.is_some() {}
@@ -665,6 +693,36 @@ async fn open(pool: &PgPool) -> Result<Vec<Open>, sqlx::Error> {
     )
     .fetch_all(pool)
     .await
+}
+
+/// Leaves a rebuild until somebody cancels it or goes on with it.
+async fn stop(pool: &PgPool, id: i64, error: &str) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE projection_rebuilds SET state = 'stopped', error = $2, updated_at = clock_timestamp()
+         WHERE id = $1 AND state IN ('filling', 'ready')",
+        id,
+        error,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Whether the copy lacks what the projection or the live tables have: trying again does not help.
+fn misfits(error: &ProjectionError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let code = error
+            .downcast_ref::<sqlx::Error>()
+            .and_then(sqlx::Error::as_database_error)
+            .and_then(|refusal| refusal.code().map(std::borrow::Cow::into_owned));
+        // No such column, no such table, another type.
+        if code.is_some_and(|code| matches!(code.as_str(), "42703" | "42P01" | "42804")) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Fills one copy.
@@ -734,7 +792,7 @@ impl Filler {
         let mut connection = self.pool.acquire().await?;
         let mut tx = connection.begin().await?;
         sqlx::query!("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
-        beside(&mut tx, Some(PATIENCE)).await?;
+        beside(&mut tx, PATIENCE).await?;
         let Some((after, compared)) = self.lock(&mut tx).await? else { return Ok(Step::Away) };
         // Not past the live rows until both were compared: there they can be compared.
         let target = sqlx::query_scalar!(
@@ -819,7 +877,7 @@ impl Filler {
     ) -> Result<Step, ProjectionError> {
         let name = self.projection.name();
         let mut tx = connection.begin().await?;
-        beside(&mut tx, Some(PATIENCE)).await?;
+        beside(&mut tx, PATIENCE).await?;
         if self.lock(&mut tx).await?.map(|(position, _)| position) != Some(after) {
             return Ok(Step::Away);
         }
@@ -884,6 +942,7 @@ impl Filler {
         }
         let mut holding = PgConnection::connect_with(&options).await?;
         let mut held = holding.begin().await?;
+        beside(&mut held, PATIENCE).await?;
         let live = sqlx::query_scalar!(
             "SELECT position FROM projection_checkpoints WHERE name = $1 FOR UPDATE",
             name
@@ -892,7 +951,7 @@ impl Filler {
         .await?;
         let live = Position(live.unwrap_or_default());
         let mut tx = looking.begin().await?;
-        beside(&mut tx, Some(PATIENCE)).await?;
+        beside(&mut tx, PATIENCE).await?;
         let Some((after, false)) = self.lock(&mut tx).await? else { return Ok(true) };
         let at = fold(&mut tx, &self.projection, after, live).await?;
         self.advance(&mut tx, at, live, 0.0).await?;
@@ -900,8 +959,9 @@ impl Filler {
 
         let mut snapshot = looking.begin().await?;
         sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *snapshot).await?;
-        row(&mut snapshot, self.id).await?;
-        // The snapshot is taken; whatever the live rows become now is not in it.
+        beside(&mut snapshot, PATIENCE).await?;
+        // The snapshot is taken; whatever the live rows become now is not in it. If the server has ended the
+        // hold meanwhile, this fails and the comparison is made again.
         held.rollback().await?;
         let mut report = rebuild::RebuildReport::empty(name, at);
         let mut live_rows = 0;

@@ -143,7 +143,10 @@ impl Leases {
         connection: &'a mut Option<PgConnection>,
     ) -> Result<&'a mut PgConnection, sqlx::Error> {
         if connection.is_none() {
-            *connection = Some(PgConnection::connect_with(&self.pool.connect_options()).await?);
+            // A row that somebody else has locked is left for the next heartbeat.
+            let patience = format!("{}ms", self.config.beat.as_millis().max(1));
+            let options = (*self.pool.connect_options()).clone().options([("lock_timeout", patience)]);
+            *connection = Some(PgConnection::connect_with(&options).await?);
         }
         Ok(connection.as_mut().expect("it is there, or was just made"))
     }
@@ -151,7 +154,13 @@ impl Leases {
     async fn beat(&self, connection: &mut Option<PgConnection>) -> Result<(), sqlx::Error> {
         let connection = self.connected(connection).await?;
         let me = self.instance.uuid();
-        let names: Vec<String> = self.work.keys().cloned().collect();
+        // What nobody listens for is not done any more, for example after a panic: others are to have it.
+        let names: Vec<String> = self
+            .work
+            .iter()
+            .filter(|(_, told)| told.receiver_count() > 0)
+            .map(|(name, _)| name.clone())
+            .collect();
         // Statement by statement: a process that is paused between two of them holds no lock. A heartbeat that
         // a crash of the server takes back is a missed one, so none waits for the disk.
         sqlx::query!(
@@ -191,12 +200,14 @@ impl Leases {
         processes.insert(me, names.iter().cloned().collect());
         let able: Vec<String> =
             processes.values().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        let looked_at: Vec<String> =
+            able.into_iter().chain(self.work.keys().cloned()).collect::<BTreeSet<_>>().into_iter().collect();
         let leases = sqlx::query_as!(
             Held,
             r#"SELECT name, holder, epoch, expires_at <= clock_timestamp() AS "free!",
                       expires_at = '-infinity' AS "released!"
                FROM work_leases WHERE name = ANY($1)"#,
-            &able,
+            &looked_at,
         )
         .fetch_all(&mut *connection)
         .await?;
@@ -212,7 +223,8 @@ impl Leases {
         let ours = |name: &String| {
             leases.iter().find(|lease| lease.name == *name && lease.holder == me && !lease.released)
         };
-        let wanted = |name: &String| shares.get(name).is_none_or(|process| *process == me);
+        let wanted =
+            |name: &String| names.contains(name) && shares.get(name).is_none_or(|process| *process == me);
         let free: Vec<String> = names
             .iter()
             .filter(|name| wanted(name) && ours(name).is_none() && !held.contains_key(name.as_str()))

@@ -269,3 +269,23 @@ async fn a_process_slower_than_its_lease_does_not_take_its_work_from_itself(pool
     cancel.cancel();
     keeping.await.unwrap();
 }
+
+#[sqlx::test(migrations = "../migrations")]
+async fn work_whose_doer_has_died_goes_to_another_process(pool: PgPool) {
+    let config = LeaseConfig { ttl: Duration::from_secs(600), beat: Duration::from_millis(20) };
+    let cancel = CancellationToken::new();
+    let relay = || {
+        let mut leases = Leases::new(pool.clone(), "relays", process(), config);
+        let held = leases.offer("relay:mortal".to_owned());
+        (held, tokio::spawn(leases.keep(cancel.clone())))
+    };
+    let (mut first, first_task) = relay();
+    let fence = first.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    let (second, second_task) = relay();
+    drop(first);
+    until("the other process has it", async || second.borrow().is_some()).await;
+    assert!(second.borrow().as_ref().unwrap().epoch() > fence.epoch());
+    cancel.cancel();
+    first_task.await.unwrap();
+    second_task.await.unwrap();
+}
