@@ -7,13 +7,13 @@ use botledger_domain::{
     quota_stream,
 };
 use botledger_journal::{AppendSet, Loaded};
-use botledger_projections::{Change, LogReader, Page, Step, Story};
+use botledger_projections::{LogReader, Page, Step, Story, ValueChange};
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::support::{journal, metadata, noon};
 
-fn told(steps: Vec<Step>) -> Vec<(Position, Vec<Change>)> {
+fn told(steps: Vec<Step>) -> Vec<(Position, Vec<ValueChange>)> {
     steps.into_iter().map(|step| (step.event.position, step.changes)).collect()
 }
 
