@@ -365,13 +365,13 @@ async fn every_query_answers_about_the_past_what_it_answered_then(pool: PgPool) 
             answers.iter().map(|(_, all)| all[index].to_string()).collect();
         assert!(distinct.len() > 1, "{name} always answers {}", distinct.first().unwrap());
     }
-    for (moment, then) in answers.iter().rev() {
-        for as_of in
-            [json!({"position": moment.position.to_string()}), json!({"time": moment.time.to_rfc3339()})]
-        {
-            for ((name, question), then) in QUESTIONS.iter().zip(then) {
-                assert_eq!(&ask(question, Some(as_of.clone())).await, then, "{name} as of {as_of}");
-            }
+    for (number, (moment, then)) in answers.iter().rev().enumerate() {
+        let as_of = match number % 2 {
+            0 => json!({"position": moment.position.to_string()}),
+            _ => json!({"time": moment.time.to_rfc3339()}),
+        };
+        for ((name, question), then) in QUESTIONS.iter().zip(then) {
+            assert_eq!(&ask(question, Some(as_of.clone())).await, then, "{name} as of {as_of}");
         }
     }
     for (name, question) in QUESTIONS {

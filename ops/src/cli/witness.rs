@@ -151,11 +151,11 @@ impl Desk {
             Ok(cosigned) => cosigned,
             Err(refusal) => {
                 match refusal {
-                    Refusal::Fork { .. } | Refusal::Inconsistent { .. } => {
-                        // Once a head: whoever has it can send it again and again.
-                        if self.keep_evidence("", MOST_EVIDENCE, &shown.checkpoint, request)? {
-                            tracing::error!("{refusal}; it is kept in the folder `refused`");
-                        }
+                    // Once a head: whoever has it can send it again and again.
+                    Refusal::Fork { .. } | Refusal::Inconsistent { .. }
+                        if self.keep_evidence("", MOST_EVIDENCE, &shown.checkpoint, request)? =>
+                    {
+                        tracing::error!("{refusal}; it is kept in the folder `refused`");
                     }
                     // Another process of the log may be ahead, or this is another history: as long as the
                     // head is not proved, it is kept.

@@ -85,7 +85,7 @@ fn part(folder: &Path, name: &str) -> PathBuf {
 /// lead elsewhere.
 fn private(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => OpenOptions::new().write(true).create_new(true).mode(MODE).open(path),
     }
 }
