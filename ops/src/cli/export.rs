@@ -24,7 +24,7 @@ pub enum ExportCommand {
 
 impl ExportCommand {
     /// # Errors
-    /// See [`ExportLog::run`].
+    /// See `export log`.
     pub async fn run(self, settings: Settings, told: &mut Told) -> Result<u8> {
         let Self::Log(log) = self;
         log.run(settings, told).await
