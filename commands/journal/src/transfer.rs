@@ -19,6 +19,7 @@ use std::{io, path::PathBuf};
 use botledger_domain::merkle::Hash;
 
 pub use export::{ExportRequest, Exported, export};
+pub use files::private_file;
 pub use import::{Expected, Imported, Verified, import, unfinished_import, verify_files};
 pub use line::Encoding;
 pub use manifest::{FileEntry, FileKind, Fingerprints, Head, MANIFEST, Manifest, Source};

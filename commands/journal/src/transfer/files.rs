@@ -37,7 +37,7 @@ pub(super) struct Sink {
 impl Sink {
     pub(super) fn create(folder: &Path, kind: FileKind, first: i64) -> Result<Self, TransferError> {
         let path = part(folder, &kind.name(first));
-        let out = BufWriter::with_capacity(1 << 18, private(&path).map_err(TransferError::file(path))?);
+        let out = BufWriter::with_capacity(1 << 18, private_file(&path).map_err(TransferError::file(path))?);
         let folder = folder.to_owned();
         Ok(Self { folder, kind, first, out, hasher: Sha256::new(), lines: 0, bytes: 0 })
     }
@@ -81,9 +81,12 @@ fn part(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}{PART}"))
 }
 
-/// A new file. What lies there under its name is taken away, never written into: it may be readable by others, or
-/// lead elsewhere.
-fn private(path: &Path) -> io::Result<File> {
+/// A new file that only its owner reads. What lies there under its name is taken away, never written into: it may be
+/// readable by others, or lead elsewhere.
+///
+/// # Errors
+/// When what lies there cannot be taken away, or the file cannot be made.
+pub fn private_file(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => OpenOptions::new().write(true).create_new(true).mode(MODE).open(path),
@@ -101,7 +104,7 @@ fn publish(folder: &Path, name: &str, file: &File) -> Result<(), TransferError> 
 
 pub(super) fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), TransferError> {
     let path = part(folder, name);
-    let mut file = private(&path).map_err(TransferError::file(&path))?;
+    let mut file = private_file(&path).map_err(TransferError::file(&path))?;
     file.write_all(bytes).map_err(TransferError::file(&path))?;
     publish(folder, name, &file)
 }

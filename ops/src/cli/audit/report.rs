@@ -1,13 +1,13 @@
 //! `botledger audit report`: what operators and shells did and tried in a period, for people who file it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use botledger_commands::SystemClock;
 use botledger_domain::{Clock, EventMetadata, leaf::Leaf};
+use botledger_journal::transfer::private_file;
 use botledger_local::progress::say;
 use botledger_projections::{AdminAct, AuditRow, LogReader, ReadPool, admin_acts, audit_between};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
@@ -254,7 +254,7 @@ impl Report {
         }
         let pool = answering_pool(&settings.load_running()?.config).await?;
         let part = beside(&self.out, "part");
-        let file = private(&part).with_context(|| format!("{} cannot be written", part.display()))?;
+        let file = private_file(&part).with_context(|| format!("{} cannot be written", part.display()))?;
         let mut out = Hashing { out: BufWriter::new(file), hasher: Sha256::new(), bytes: 0 };
         let rows = self.write(&pool, &mut out).await?;
         let Hashing { mut out, hasher, bytes } = out;
@@ -276,7 +276,8 @@ impl Report {
         for name in ["from", "to", "workspace", "events", "calls", "sha256"] {
             told.insert(name.to_owned(), manifest[name].clone());
         }
-        let mut file = private(&path).with_context(|| format!("{} cannot be written", path.display()))?;
+        let mut file =
+            private_file(&path).with_context(|| format!("{} cannot be written", path.display()))?;
         writeln!(file, "{}", serde_json::to_string_pretty(&manifest)?)?;
         file.sync_all()?;
         if self.json {
@@ -356,15 +357,6 @@ impl Hashing {
         self.hasher.update(bytes);
         self.bytes += bytes.len() as u64;
         self.out.write_all(bytes)
-    }
-}
-
-/// A new file, readable by its owner only: addresses of operators stand in it. What an earlier run left is taken
-/// away, never written into.
-fn private(path: &Path) -> std::io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => OpenOptions::new().write(true).create_new(true).mode(0o600).open(path),
     }
 }
 
