@@ -1,8 +1,8 @@
 //! While the product runs: heads of the ledger are signed, and shown to witnesses.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use botledger_journal::audit::{
     Algorithm, Checkpoint, ConsistencyProof, LogKeys, LogTree, Signed, SignedNote, Signer, StoredCheckpoint,
     VerifierKey,
 };
+use botledger_local::secrets::write_whole;
 use botledger_projections::ReadPool;
 use reqwest::StatusCode;
 use reqwest::header::CONTENT_TYPE;
@@ -23,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, SIZE_TYPE, WitnessAddress};
 
+/// Heads are no secret.
+pub const READABLE: u32 = 0o666;
 /// How long a witness may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a witness may take for the last head, when the process ends.
@@ -48,22 +51,6 @@ pub fn log_keys(config: &Config) -> Result<LogKeys> {
         .context("audit.origin does not do for a name")?;
     let previous = config.audit.previous_keys().map_err(|reason| anyhow!("audit.previous_keys {reason}"))?;
     LogKeys::new(signer, previous).context("audit.previous_keys")
-}
-
-/// Replaces a file whole: after a crash the old one or the new one is there.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn keep(folder: &Path, name: &str, text: &str) -> Result<()> {
-    let (path, fresh) = (folder.join(name), folder.join(format!("{name}.new")));
-    let written = || -> std::io::Result<()> {
-        let mut file = File::create(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&fresh, &path)?;
-        File::open(folder)?.sync_all()
-    };
-    written().with_context(|| format!("{} cannot be written", path.display()))
 }
 
 /// The newest signed head in a file outside the database: whoever owns the tables cannot take it back.
@@ -109,7 +96,8 @@ impl KeptHead {
             && tree.newest_of(keys).await?.is_some()
         {
             bail!(
-                "there is no kept head in {}: bring it back from a backup that is not the database's, or believe the                  heads in the tables with `botledger audit checkpoint --begin`",
+                "there is no kept head in {}: bring it back from a backup that is not the database's, or believe the \
+                 heads in the tables with `botledger audit checkpoint --begin`",
                 path.display()
             );
         }
@@ -122,9 +110,10 @@ impl KeptHead {
     /// When it cannot be written.
     pub fn write(&self, stored: &StoredCheckpoint) -> Result<()> {
         let Some(path) = &self.0 else { return Ok(()) };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let name = path.file_name().context("audit.kept_head names no file")?.to_string_lossy();
-        keep(folder.unwrap_or(Path::new(".")), &name, &stored.note.to_string())
+        if path.file_name().is_none() {
+            bail!("audit.kept_head names no file");
+        }
+        write_whole(path, &stored.note.to_string(), READABLE)
     }
 }
 

@@ -67,22 +67,32 @@ pub fn random_secret() -> String {
     hex::encode(bytes)
 }
 
-/// Writes a file that only its owner can read; whole or not at all (a temporary file is renamed).
+/// Writes a file that only its owner can read, as [`write_whole`] does.
 ///
 /// # Errors
 /// When the folder is not writable or the disk is full.
 pub fn write_private(path: &Path, text: &str) -> Result<()> {
-    let context = || format!("could not write {}", path.display());
+    write_whole(path, text, 0o600)
+}
+
+/// Replaces a file whole: after a crash the old one or the new one is there. `mode` is less what the process's umask
+/// takes away.
+///
+/// # Errors
+/// When the folder is not writable or the disk is full.
+pub fn write_whole(path: &Path, text: &str, mode: u32) -> Result<()> {
     let temporary = path.with_extension(format!("new-{}", std::process::id()));
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .with_context(context)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(context)?;
-    fs::rename(&temporary, path).with_context(context)
+    let written = || -> std::io::Result<()> {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        // Its new name has to be on the disk as well.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    };
+    written().with_context(|| format!("could not write {}", path.display()))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use botledger_domain::account::{Amounts, PlanTerms};
 use botledger_domain::standing::ladder::OffenceKind;
 use botledger_domain::{Clock, PlanName};
 use botledger_local::progress::say;
+use botledger_local::secrets::write_whole;
 use botledger_projections::{
     Demand, Limit, Outcome, PlanReport, PlanWhatIf, Rungs, Saved, WhatIf, WhatIfReport, plan_what_if,
     policy_what_if,
@@ -118,11 +119,8 @@ impl StateFile {
     fn keep<R: Serialize + Clone>(&self, saved: &Saved<R>) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         let kept = Kept { question: self.question.clone(), saved: saved.clone() };
-        // Whole or not at all: whoever is interrupted here goes on from before.
-        let beside = path.with_extension("part");
-        std::fs::write(&beside, serde_json::to_vec(&kept)?)?;
-        std::fs::rename(&beside, path)?;
-        Ok(())
+        // Whoever is interrupted here goes on from before.
+        write_whole(path, &serde_json::to_string(&kept)?, 0o666)
     }
 
     /// Ends an answer that is shown: a failure to keep it on the way spoils nothing any more.

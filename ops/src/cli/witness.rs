@@ -18,13 +18,14 @@ use botledger_journal::audit::{
     Algorithm, Checkpoint, ConsistencyProof, Refusal, SignedNote, Signer, VerifierKey, Witness,
 };
 use botledger_local::progress::say;
+use botledger_local::secrets::write_whole;
 use botledger_local::up::Signals;
 use clap::Args;
 use tokio::net::TcpListener;
 
 use super::Settings;
 use crate::config::{SIZE_TYPE, Secret, refuse_open_key};
-use crate::heads::keep;
+use crate::heads::READABLE;
 use crate::telemetry::start_logging;
 
 /// Signatures that quantum computers do not break are some kilobytes each.
@@ -167,7 +168,7 @@ impl Desk {
                 return Ok(Err(refusal));
             }
         };
-        keep(&self.folder, "cosigned", &note.to_string())?;
+        write_whole(&self.folder.join("cosigned"), &note.to_string(), READABLE)?;
         // Proved now.
         for kind in ["", UNPROVED] {
             fs::remove_file(self.folder.join("refused").join(evidence(kind, &checkpoint))).ok();
@@ -192,7 +193,7 @@ impl Desk {
             kept += usize::from(unproved == (kind == UNPROVED));
         }
         if kept < most {
-            keep(&folder, &name, request)?;
+            write_whole(&folder.join(name), request, READABLE)?;
         }
         Ok(true)
     }
